@@ -1,0 +1,126 @@
+"""Options: dataclasses filled from defaults < YAML < command line. An unknown key is an error with the nearest name."""
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+__all__ = ["HfArg", "StageOptions", "UserError", "parse", "run_stage", "to_dict", "to_yaml"]
+
+ConfigT = TypeVar("ConfigT", bound="StageOptions")
+SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+class UserError(ValueError):
+    """The user's mistake: the message names the file or value, what is allowed, and what to do."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class StageOptions:
+    """What every stage takes."""
+
+    output_dir: str = HfArg(help="folder this stage writes; the same command on it resumes or says it is finished")
+    seed: int = HfArg(default=42, help="seed of every draw: order, dropout, masks, initial weights")
+    on_bad_record: str = HfArg(
+        default="error",
+        help="malformed input rows: stop with file and line, or count them and go on",
+        metadata={"choices": ["error", "skip"]},
+    )
+    dry_run: bool = HfArg(default=False, help="print what would be done (sizes, steps, layer map) and stop")
+
+
+def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> ConfigT:
+    """Parses `argv` (default: sys.argv[1:]) into `config_class`.
+
+    `--config FILE.yaml` holds the same keys, and the command line wins over it; `--print_config` prints the
+    resolved options as YAML and exits 0. Raises UserError for an unknown key, with the nearest known one.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(config_class, allow_abbrev=False, prog=_program_name(config_class))
+    parser.add_argument("--config", help="YAML file with the same keys; the command line wins")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and exit")
+    known = [option for action in parser._actions for option in action.option_strings]
+    config_file = _config_file(argv)
+    from_file = _yaml_to_argv(config_file, known) if config_file else []
+    config, namespace, rest = parser.parse_args_into_dataclasses(
+        args=from_file + argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        raise UserError(_unknown(rest[0], known, "on the command line"))
+    if namespace.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def run_stage(run: Callable[[ConfigT], Any], config_class: type[ConfigT], argv: Sequence[str] | None = None) -> Any:
+    """A stage's main(): parse, run; a UserError becomes one readable message and exit code 2."""
+    try:
+        return run(parse(config_class, argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Options as plain values, with credentials inside URLs removed."""
+    return {key: _redact(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def to_yaml(config: Any) -> str:
+    """Options as YAML that `--config` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _redact(value: Any) -> Any:
+    if isinstance(value, str):
+        return SECRET_IN_URL.sub("***@", value)
+    return [_redact(item) for item in value] if isinstance(value, list) else value
+
+
+def _program_name(config_class: type) -> str:
+    return f"python -m {config_class.__module__}"
+
+
+def _config_file(argv: Sequence[str]) -> str | None:
+    for i, argument in enumerate(argv):
+        if argument == "--config" and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _yaml_to_argv(path: str, known: Sequence[str]) -> list[str]:
+    # YAML goes through the command line's own conversion: one set of types, one set of messages
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}. Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected `key: value` lines, got {type(content).__name__}.")
+    argv: list[str] = []
+    for key, value in content.items():
+        if f"--{key}" not in known:
+            raise UserError(_unknown(f"--{key}", known, f"in {path}"))
+        if value is None or value == []:
+            continue
+        values = value if isinstance(value, list) else [value]
+        argv += [f"--{key}", *map(str, values)]
+    return argv
+
+
+def _unknown(argument: str, known: Sequence[str], where: str) -> str:
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else " --help lists the known ones."
+    return f"unknown option {name} {where}.{hint}"
