@@ -1,0 +1,206 @@
+import json
+import math
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from tinybert_dist.config import UserError
+from tinybert_dist.data.tokens import TokenDataset, TokenWriter, write_joined_manifest
+
+
+def make_rows(num_rows=100, seed=0):
+    draw = np.random.default_rng(seed)
+    rows = [draw.integers(0, 1000, draw.integers(1, 20)).tolist() for _ in range(num_rows)]
+    return rows, [int(draw.integers(0, len(ids) + 1)) for ids in rows]
+
+
+def write(folder, rows, segment_b, labels=None, vocab_size=1000, rows_per_shard=30, **header):
+    labels = labels or [None] * len(rows)
+    with TokenWriter(folder, rows_per_shard=rows_per_shard, vocab_size=vocab_size, header=header) as writer:
+        for ids, start, label in zip(rows, segment_b, labels, strict=True):
+            writer.add(ids, start, label)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "tokens", *make_rows(), mode="pairs")
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_rows_come_back_from_any_shard_in_any_order(tmp_path, vocab_size, dtype):
+    rows, segment_b = make_rows()
+    rows[50][0] = vocab_size - 1
+    dataset = TokenDataset.open(write(tmp_path / "t", rows, segment_b, vocab_size=vocab_size), verify=True)
+    order = np.random.default_rng(1).permutation(100)
+    samples = dataset.fetch(order)
+    assert [sample.row for sample in samples] == order.tolist()
+    assert [sample.input_ids.tolist() for sample in samples] == [rows[i] for i in order]
+    assert [sample.segment_b for sample in samples] == [segment_b[i] for i in order]
+    assert samples[0].input_ids.dtype == np.int64 and samples[0].label is None
+    assert len(dataset._shards) == 4 and dataset._shards[0].ids.dtype == dtype
+    assert dataset.lengths.dtype == np.int32 and dataset.lengths.tolist() == [len(ids) for ids in rows]
+    assert dataset.num_tokens == sum(map(len, rows)) and len(dataset) == 100
+    assert dataset.labels is None
+
+
+def test_the_ids_are_a_view_of_the_mapped_file(folder):
+    dataset = TokenDataset.open(folder)
+    assert all(not shard.ids.flags.owndata and not shard.ids.flags.writeable for shard in dataset._shards)
+    dataset.fetch([0])[0].input_ids[:] = 7
+    assert TokenDataset.open(folder, verify=True).fetch([0])[0].input_ids.tolist() == make_rows()[0][0]
+
+
+def test_labels(tmp_path):
+    rows, segment_b = make_rows(4)
+    dataset = TokenDataset.open(
+        write(tmp_path / "t", rows, segment_b, [1.0, None, math.nan, 2.5], rows_per_shard=2)
+    )
+    np.testing.assert_array_equal(dataset.labels, [1.0, math.nan, math.nan, 2.5])
+    assert [sample.label for sample in dataset.fetch(range(4))] == [1.0, None, None, 2.5]
+    assert dataset.labels.dtype == np.float64
+
+
+@pytest.mark.parametrize("rows", [[100], [-1], [0, 1000]])
+def test_rows_outside_are_refused(folder, rows):
+    with pytest.raises(IndexError):
+        TokenDataset.open(folder).fetch(rows)
+    assert TokenDataset.open(folder).fetch([]) == []
+
+
+def test_from_rows_and_concat_hold_the_same_rows(tmp_path, folder):
+    rows, segment_b = make_rows()
+    memory = TokenDataset.from_rows(rows, segment_b, [0.5] * 100)
+    both = TokenDataset.concat([TokenDataset.open(folder), memory])
+    assert len(both) == 200 and both.header["parts"] == [{"mode": "pairs"}, {}]
+    assert both.fetch([150])[0].input_ids.tolist() == rows[50] == both.fetch([50])[0].input_ids.tolist()
+    assert both.fetch([150])[0].label == 0.5 and both.fetch([50])[0].label is None
+    assert len(TokenDataset.from_rows([], [])) == 0
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_path(tmp_path, folder):
+    rows, segment_b = make_rows()
+    mark = TokenDataset.open(folder).fingerprint
+    assert TokenDataset.open(write(tmp_path / "again", rows, segment_b, mode="x")).fingerprint == mark
+    other = [[*rows[0][:-1], rows[0][-1] ^ 1], *rows[1:]]
+    assert TokenDataset.open(write(tmp_path / "other", other, segment_b)).fingerprint != mark
+    marks = {
+        TokenDataset.from_rows(rows, segment_b).fingerprint,
+        TokenDataset.from_rows(other, segment_b).fingerprint,
+        TokenDataset.from_rows(rows, [0] * 100).fingerprint,
+        TokenDataset.from_rows(rows, segment_b, [0.0] * 100).fingerprint,
+    }
+    assert len(marks) == 4
+    assert TokenDataset.from_rows(rows, segment_b).fingerprint in marks
+
+
+def first_tokens(dataset, rows):
+    return [sample.input_ids[0].item() for sample in dataset.fetch(rows)]
+
+
+def test_another_process_maps_the_files_again(folder):
+    dataset = TokenDataset.open(folder)
+    assert len(pickle.dumps(dataset)) < 2000, "no content travels"
+    with ProcessPoolExecutor(1) as pool:
+        assert pool.submit(first_tokens, dataset, [99, 3]).result() == first_tokens(dataset, [99, 3])
+    memory = TokenDataset.from_rows(*make_rows())
+    assert first_tokens(pickle.loads(pickle.dumps(memory)), [99]) == first_tokens(memory, [99])  # noqa: S301
+
+
+def test_no_manifest_no_dataset(tmp_path):
+    rows, segment_b = make_rows()
+    with (
+        pytest.raises(RuntimeError, match="power cut"),
+        TokenWriter(tmp_path, rows_per_shard=30, vocab_size=1000, header={}) as writer,
+    ):
+        for ids, start in zip(rows, segment_b, strict=True):
+            writer.add(ids, start)
+        raise RuntimeError("power cut")
+    assert (tmp_path / "tokens-00002.arrow").exists(), "the fault came after some shards"
+    with pytest.raises(UserError, match=r"no manifest\.json.*prepare_corpus"):
+        TokenDataset.open(tmp_path)
+
+
+def test_a_new_dataset_replaces_the_old_one_and_its_shards(folder):
+    rows, segment_b = make_rows(10)
+    write(folder, rows, segment_b)
+    assert len(TokenDataset.open(folder, verify=True)) == 10
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "tokens-00000.arrow"]
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 8)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def swap(path):
+    other = path.with_name("tokens-00000.arrow").read_bytes()
+    path.write_bytes(other)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, swap, lambda path: path.unlink(), lambda path: path.write_bytes(b"")]
+)
+def test_a_damaged_shard_is_named_with_the_remedy(folder, damage):
+    damage(folder / "tokens-00003.arrow")
+    with pytest.raises(UserError, match=r"tokens-00003\.arrow.*Delete the folder and prepare it again"):
+        TokenDataset.open(folder)
+
+
+def test_verify_finds_a_flipped_byte(folder):
+    flip(folder / "tokens-00001.arrow")
+    with pytest.raises(UserError, match=r"tokens-00001\.arrow: its sha256"):
+        TokenDataset.open(folder, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", "other", "written by something else"),
+        ("version", 99, "version 99"),
+        ("rows", 99, "not the sums"),
+        ("shards", None, "not a readable manifest"),
+    ],
+)
+def test_a_damaged_manifest_is_named(folder, key, value, message):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"manifest\.json: .*{message}"):
+        TokenDataset.open(folder)
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a readable manifest"):
+        TokenDataset.open(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret.arrow", "/etc/passwd"])
+def test_a_manifest_cannot_reach_outside_its_folder(folder, name):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0]["file"] = name
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="outside the folder"):
+        TokenDataset.open(folder)
+
+
+def test_an_id_outside_the_vocabulary_is_our_error(tmp_path):
+    for ids in ([1000], [70000], [-1]):
+        with pytest.raises((AssertionError, OverflowError)):
+            write(tmp_path / "t", [ids], [1])
+
+
+def test_joined_folders_are_one_dataset(tmp_path):
+    rows, segment_b = make_rows()
+    write(tmp_path / "x" / "a", rows[:40], segment_b[:40])
+    write(tmp_path / "x" / "b", rows[40:], segment_b[40:])
+    write_joined_manifest(tmp_path / "x", ["b", "a"], {"mode": "line"})
+    dataset = TokenDataset.open(tmp_path / "x", verify=True)
+    assert [s.input_ids.tolist() for s in dataset.fetch(range(100))] == rows[40:] + rows[:40]
+    assert dataset.header == {"mode": "line"}

@@ -1,0 +1,276 @@
+import getpass
+import io
+import json
+import os
+import socket
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import wandb_files
+
+from tinybert_dist.config import UserError
+from tinybert_dist.training import tracking
+from tinybert_dist.training.progress import ProgressLine, progress_text, readable_count, readable_time
+from tinybert_dist.training.tracking import Tracker, keep_rows_until, resolve_wandb_mode
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+
+
+def make(folder, **options):
+    options = {"is_main": True, "stage": "task_distill", "config": {"learning_rate": 3e-5}, **options}
+    return Tracker(folder, **options)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def logged(path):
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in wandb_files.history(path)]
+
+
+def test_offline_run_holds_what_was_logged(tmp_path):
+    tracker = make(tmp_path, group="night")
+    expected = []
+    for step in range(10, 60, 10):
+        values = {"loss/total": 1 / step, "loss/hidden/layer_1": 0.5, "eval/dev/accuracy": step / 100}
+        tracker.log(step, values)
+        expected.append({"step": step, **values})
+    tracker.summary({"score": torch.tensor(0.5)})
+    tracker.finish(0)
+    tracker.finish(0)
+    assert rows(tmp_path) == expected
+    (path,) = wandb_files.run_files(tmp_path)
+    assert path.is_relative_to(tmp_path / "wandb")
+    assert logged(path) == expected
+    assert [row["_step"] for row in wandb_files.history(path)] == [10, 20, 30, 40, 50]
+    run = wandb_files.runs(path)[0]
+    assert (run.job_type, run.run_group, run.run_id) == ("task_distill", "night", tracker.run_id)
+    assert wandb_files.config(path)["learning_rate"] == 3e-5
+    assert wandb_files.summary(path)["score"] == 0.5
+    stepped = {
+        metric.glob_name or metric.name
+        for metric in wandb_files.metrics(path)
+        if metric.step_metric == "step"
+    }
+    assert {"loss/*", "eval/*", "throughput/*"} <= stepped
+
+
+def test_resume_continues_the_same_run_and_keeps_one_row_per_step(tmp_path):
+    first = make(tmp_path)
+    for step in (1, 2, 3, 4):
+        first.log(step, {"loss/total": float(step)})
+    first.finish(1)
+    second = make(tmp_path, run_id=first.run_id, resume_step=2)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    for step in (3, 4, 5):
+        second.log(step, {"loss/total": 10.0 + step})
+    second.finish()
+    assert second.run_id == first.run_id
+    assert rows(tmp_path) == [
+        {"step": s, "loss/total": v} for s, v in ((1, 1), (2, 2), (3, 13), (4, 14), (5, 15))
+    ]
+    paths = wandb_files.run_files(tmp_path)
+    assert {wandb_files.runs(path)[0].run_id for path in paths} == {first.run_id}
+    resumed = [row for path in paths for row in logged(path) if row["loss/total"] > 10]
+    assert [row["step"] for row in resumed] == [3, 4, 5]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    tracker = make(tmp_path / "run", is_main=False, wandb_mode="offline", run_id="kept")
+    tracker.log(1, {"loss/total": 1.0})
+    tracker.log_table("t", ["a"], [[1]])
+    tracker.summary({"a": 1})
+    tracker.finish(0)
+    assert tracker.run_id == "kept"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disabled_writes_metrics_but_no_wandb(tmp_path):
+    tracker = make(tmp_path, wandb_mode="disabled")
+    tracker.log(1, {"loss/total": torch.tensor(2.0)})
+    assert rows(tmp_path) == [{"step": 1, "loss/total": 2.0}]  # readable before finish
+    tracker.finish()
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert tracker.run_id is None
+
+
+def test_not_a_number_stays_readable_json(tmp_path):
+    tracker = make(tmp_path, wandb_mode="disabled")
+    tracker.log(1, {"loss/total": float("nan"), "grad_norm": float("inf")})
+    tracker.finish()
+    assert rows(tmp_path) == [{"step": 1, "loss/total": None, "grad_norm": None}]
+
+
+def test_metrics_of_a_crash_are_mended_and_foreign_files_refused(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    keep_rows_until(file, 9)
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
+    file.write_text('{"step": 1}\nhello\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: not a row of metrics \('hello'\)"):
+        keep_rows_until(file, 9)
+    assert "hello" in file.read_text()
+    file.write_text('{"step": 1}\n')
+    keep_rows_until(file, 0)
+    assert file.read_text() == ""
+
+
+def test_nothing_of_the_machine_leaves_it(tmp_path, monkeypatch):
+    """The transaction log and files/ are what a sync uploads; logs/ stays, and may only hold its own folder's
+    path.
+    """
+    canary = "canary-5f1c2"
+    monkeypatch.setenv("WANDB_API_KEY", canary + "0" * 30)
+    monkeypatch.setenv("MY_SECRET_TOKEN", canary)
+    work = tmp_path / "private-place"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(sys, "argv", ["train", f"--password={canary}"])
+    monkeypatch.setattr(socket, "gethostname", lambda: "unmistakable-host")
+    monkeypatch.setenv("LOGNAME", "unmistakable-user")
+    assert getpass.getuser() == "unmistakable-user"
+    tracker = make(work / "run", wandb_mode="offline")
+    tracker.log(1, {"loss/total": 1.0})
+    tracker.finish()
+    names = [socket.gethostname(), getpass.getuser(), canary, sys.executable]
+    uploaded = wandb_files.run_files(work) + [f for f in work.rglob("files/**/*") if f.is_file()]
+    texts = {path: path.read_bytes() for path in uploaded if path.suffix != ".wandb"}
+    for path in wandb_files.run_files(work):
+        # as text for short names, which may stand in raw bytes by chance
+        texts[path] = path.read_bytes() + "\n".join(map(str, wandb_files.records(path))).encode()
+        assert wandb_files.runs(path)[0].host == "hidden"
+    for path, text in texts.items():
+        for name in [*names, str(work), str(tmp_path)]:
+            assert name.encode() not in text, (name, path)
+        assert f'"{os.uname().nodename}"'.encode() not in text
+    local = [f for f in work.rglob("*") if f.is_file()]
+    assert any(f.suffix == ".log" for f in local)
+    for path in local:
+        assert canary.encode() not in path.read_bytes(), path
+
+
+def test_mode_is_chosen_by_key_and_environment(monkeypatch):
+    assert resolve_wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert resolve_wandb_mode("auto") == "online"
+    assert resolve_wandb_mode("disabled") == "disabled"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert resolve_wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match=r"WANDB_MODE='sometimes': allowed are online"):
+        resolve_wandb_mode("auto")
+    with pytest.raises(UserError, match="allowed are auto, online, offline, disabled"):
+        resolve_wandb_mode("on")
+
+
+def test_online_without_network_falls_back_to_offline(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 1)
+    tracker = make(tmp_path, wandb_mode="online")
+    tracker.log(7, {"loss/total": 1.0})
+    tracker.finish()
+    assert "logging offline instead" in caplog.text
+    assert [row["step"] for path in wandb_files.run_files(tmp_path) for row in logged(path)] == [7]
+
+
+def test_tables_and_pictures_reach_the_run(tmp_path):
+    picture = tmp_path / "curves.png"
+    plt.figure(figsize=(1, 1)).savefig(picture)
+    tracker = make(tmp_path / "run")
+    tracker.log(5, {"loss/total": 1.0})
+    tracker.log_table("wrong", ["text", "label"], [["so so", 1]])
+    tracker.log_image(picture)
+    tracker.log_table("right", ["text", "label"], [["fine", 1]])
+    tracker.log(6, {"loss/total": 0.5})
+    tracker.finish()
+    (path,) = wandb_files.run_files(tmp_path)
+    merged = {key for row in wandb_files.history(path) for key in row}
+    assert any(key.startswith("wrong") for key in merged) and any(key.startswith("curves") for key in merged)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [5, 6]
+    assert [(row["_step"], row["loss/total"]) for row in wandb_files.history(path)] == [(5, 1.0), (6, 0.5)]
+    assert list((tmp_path / "run").rglob("media/images/*.png"))
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+VALUES = {
+    "loss/total": 9.5, "loss/attention": 7.123456, "loss/hidden": 2.0, "learning_rate": 5e-5,
+    "grad_norm": 0.8,
+    "throughput/tokens_per_s": 12345.0, "throughput/padding_pct": 3.2, "throughput/data_wait_pct": 0.4,
+    "throughput/memory_gib": 1.25,
+}  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tinybert_dist.training.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_are_rare_and_the_last_is_shown(clock):
+    stream = io.StringIO()
+    line = ProgressLine(20, is_main=True, stream=stream, every_s=10)
+    for step in range(1, 21):
+        clock[0] += 3
+        line.update(step, VALUES)
+    line.finish()
+    shown = stream.getvalue().splitlines()
+    assert [text.split()[1] for text in shown] == ["1/20", "5/20", "9/20", "13/20", "17/20", "20/20"]
+    assert "\r" not in stream.getvalue()
+    assert shown[1] == (
+        "step 5/20  loss 9.5  att 7.123  hid 2  lr 5.00e-05  norm 0.8  "
+        "12.3k tok/s  pad 3%  wait 0%  1.2 GiB  ETA 45s"
+    )
+
+
+def test_terminal_line_is_rewritten_in_place(clock):
+    stream = Terminal()
+    line = ProgressLine(2, is_main=True, stream=stream)
+    clock[0] += 1
+    line.update(1, {"loss/total": 123.4})
+    clock[0] += 1
+    line.update(2, {"loss/total": 1.0})
+    line.finish()
+    first, second = stream.getvalue().strip("\r\n").split("\r")
+    assert len(second) >= len(first) and second.startswith("step 2/2  loss 1  ETA 0s")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_progress_is_silent_on_other_ranks_and_eta_counts_from_the_resume(clock):
+    stream = io.StringIO()
+    other = ProgressLine(2, is_main=False, stream=stream)
+    other.update(2, VALUES)
+    other.finish()
+    assert stream.getvalue() == ""
+    resumed = ProgressLine(1000, is_main=True, stream=stream, start_step=900)
+    clock[0] += 50
+    resumed.update(950, {})
+    assert stream.getvalue().endswith("ETA 50s\n")
+
+
+def test_units():
+    assert [readable_count(v) for v in (0.5, 999, 12345, 2.5e6, 999999)] == [
+        "0.5",
+        "999",
+        "12.3k",
+        "2.5M",
+        "1M",
+    ]
+    times = [readable_time(s) for s in (5, 192, 3600, 93784, float("nan"))]
+    assert times == ["5s", "3m12s", "1h00m", "1d02h", "?"]
+    assert "MFU 51%" in progress_text({"throughput/mfu_pct": 51.0})

@@ -1,0 +1,178 @@
+"""Samples -> micro-batches. Item s of `StepBatches` is what this rank computes in optimizer step s: the position is the step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tinybert_dist.data.order import Order, cut
+from tinybert_dist.data.tokens import Sample, TokenDataset
+from tinybert_dist.micro_batch import MicroBatch
+
+Layout = Literal["packed", "padded", "fixed"]
+SampleTransform = Callable[[Sample, np.random.Generator], tuple[Sample, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns samples into one MicroBatch.
+
+    layout: "packed" one row of real tokens; "padded" to the longest of the micro-batch; "fixed" to max_length
+    (the reference's layout, needed for its pad-inclusive averages).
+    """
+
+    layout: Layout
+    pad_token_id: int
+    max_length: int = 0
+
+    def __call__(
+        self, samples: Sequence[Sample], token_labels: Sequence[np.ndarray] | None = None
+    ) -> MicroBatch:
+        """B samples (at least one) -> MicroBatch."""
+        lengths = np.array([len(s.input_ids) for s in samples], dtype=np.int64)
+        longest = self.max_length if self.layout == "fixed" else int(lengths.max())
+        positions = _ranges(lengths)
+        sequence = np.repeat(np.arange(len(samples)), lengths)
+        block_index = torch.from_numpy(sequence * longest + positions)
+        segments = positions >= np.repeat([s.segment_b for s in samples], lengths)
+        flat = {
+            "input_ids": np.concatenate([s.input_ids for s in samples]).astype(np.int64),
+            "token_type_ids": segments.astype(np.int64),
+        }
+        if token_labels is not None:
+            flat["token_labels"] = np.concatenate(token_labels)
+        tensors = {name: torch.from_numpy(values) for name, values in flat.items()}
+        if self.layout == "packed":
+            tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
+            tensors["position_ids"] = torch.from_numpy(positions).unsqueeze(0)
+            tensors["block_index_T"] = block_index
+            starts = np.cumsum(lengths) - lengths
+            if (lengths < longest).any():
+                tensors["block_mask"] = torch.from_numpy(np.arange(longest) < lengths[:, None])[:, None, None]
+        else:
+            fill = {"input_ids": self.pad_token_id, "token_type_ids": 0, "token_labels": -100}
+            tensors = {
+                n: _to_blocks(t, block_index, (len(samples), longest), fill[n]) for n, t in tensors.items()
+            }
+            tensors["attention_mask"] = torch.from_numpy(
+                (np.arange(longest) < lengths[:, None]).astype(np.int64)
+            )
+            starts = np.arange(len(samples)) * longest
+        labels = [np.nan if s.label is None else s.label for s in samples]
+        return MicroBatch(
+            **tensors,
+            rows_B=torch.tensor([s.row for s in samples], dtype=torch.int64),
+            labels_B=torch.tensor(labels, dtype=torch.float64),
+            starts_B=torch.from_numpy(starts),
+            num_tokens=int(lengths.sum()),
+            num_pairs=int((lengths**2).sum()),
+            max_length=longest,
+            num_token_labels=0 if token_labels is None else int((flat["token_labels"] != -100).sum()),
+        )
+
+
+def _ranges(lengths: np.ndarray) -> np.ndarray:
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _to_blocks(flat: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], fill: int) -> torch.Tensor:
+    return flat.new_full((shape[0] * shape[1],), fill).index_copy(0, index, flat).view(shape)
+
+
+@dataclass
+class StepBatches(Dataset):
+    """Item s: this rank's micro-batches of optimizer step s, the same number on every rank.
+
+    num_micro_batches is a constant of the run, chosen at its first start, so that the cut, and with it every draw keyed
+    by (seed, step, micro-batch), stays the same when the run continues on another world size.
+    """
+
+    dataset: TokenDataset
+    order: Order
+    collate: Collator
+    num_micro_batches: int
+    max_tokens: int | None
+    rank: int
+    world_size: int
+    transform: SampleTransform | None = None
+
+    def __len__(self) -> int:
+        return self.order.steps_per_epoch
+
+    def __getitem__(self, step: int) -> list[tuple[int, MicroBatch]]:
+        rows = self.order.rows(step)
+        pieces = cut(self.dataset.lengths[rows], self.num_micro_batches, self.max_tokens)
+        per_rank = -(-len(pieces) // self.world_size)
+        mine = [self.rank + i * self.world_size for i in range(per_rank)]
+        return [(m, self._micro_batch(step, rows, pieces[m] if m < len(pieces) else ())) for m in mine]
+
+    def _micro_batch(self, step: int, rows: np.ndarray, piece: Sequence[int]) -> MicroBatch:
+        if len(piece) == 0:
+            dummy = self._collate(step, rows[:1])
+            return replace(dummy, is_dummy=True)
+        return self._collate(step, rows[piece])
+
+    def _collate(self, step: int, rows: np.ndarray) -> MicroBatch:
+        samples = self.dataset.fetch(rows)
+        if self.transform is None:
+            return self.collate(samples)
+        epoch = self.order.epoch(step)
+        pairs = [
+            self.transform(s, np.random.default_rng([self.order.seed, epoch, 2, s.row])) for s in samples
+        ]
+        return self.collate([p[0] for p in pairs], [p[1] for p in pairs])
+
+    def loader(self, first_step: int, num_steps: int, *, num_workers: int, pin_memory: bool) -> Iterator:
+        """Iterates over steps [first_step, num_steps), prefetched by workers; order and content do not depend on them."""
+        return iter(
+            DataLoader(
+                self,
+                sampler=range(first_step, num_steps),
+                batch_size=None,
+                num_workers=num_workers,
+                pin_memory=pin_memory,
+                timeout=600 if num_workers else 0,
+                generator=torch.Generator(),  # else creating the iterator moves the global random state
+            )
+        )
+
+
+def evaluation_batches(
+    dataset: TokenDataset, collate: Collator, max_tokens: int, rank: int, world_size: int
+) -> Iterator[MicroBatch]:
+    """Every row of `dataset` on exactly one rank, in micro-batches of similar lengths and at most ~max_tokens tokens."""
+    if len(dataset) == 0:
+        return
+    for m, piece in enumerate(cut(dataset.lengths, 1, max_tokens)):
+        if m % world_size == rank and len(piece):
+            yield collate(dataset.fetch(piece))
+
+
+def draw_seed(*key: int) -> int:
+    """A 63-bit seed that is a pure function of a key such as (seed, step, micro-batch)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def masked_language_model(
+    mask_token_id: int, vocab_size: int, special_ids: Sequence[int], probability: float = 0.15
+) -> SampleTransform:
+    """BERT's masking (arXiv 1810.04805, 3.1): of `probability` of the tokens 80 % [MASK], 10 % random, 10 % unchanged."""
+    special = np.array(sorted(special_ids))
+
+    def transform(sample: Sample, rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
+        candidates = np.flatnonzero(~np.isin(sample.input_ids, special))
+        count = min(len(candidates), max(1, round(len(candidates) * probability)))
+        chosen = rng.choice(candidates, size=count, replace=False)
+        labels = np.full(len(sample.input_ids), -100, dtype=np.int64)
+        labels[chosen] = sample.input_ids[chosen]
+        draw = rng.random(len(chosen))
+        input_ids = sample.input_ids.copy()
+        input_ids[chosen[draw < 0.8]] = mask_token_id
+        randomised = chosen[draw >= 0.9]
+        input_ids[randomised] = rng.integers(0, vocab_size, size=len(randomised))
+        return sample._replace(input_ids=input_ids), labels
+
+    return transform

@@ -1,0 +1,182 @@
+"""One raw text file to one folder of token rows: the unit of work, of restarting and of sharing out."""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tinybert_dist.config import UserError
+from tinybert_dist.data.packing import Row, pack_lines, pack_pairs
+from tinybert_dist.data.text import BadRecords, OnRead, format_suffix, read_rows, read_sentences
+from tinybert_dist.data.tokens import TokenDataset, TokenWriter
+from tinybert_dist.data.word_pieces import WordPieces
+from tinybert_dist.files import fingerprint
+
+RECIPE_VERSION = 1  # raise it when the same text would give other rows
+BATCH_SENTENCES = 4096
+BATCH_CHARS = 1 << 20
+PREGENERATED_COLUMNS = {"tokens", "segment_ids"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What decides the rows, besides text and tokenizer. `mode`: "pairs" or "line"; lengths in tokens."""
+
+    mode: str = "pairs"
+    max_seq_length: int = 128
+    seed: int = 42
+    text_column: str = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An input file: `name` relative to the folder given, and what tells a changed one."""
+
+    path: str
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+
+
+def part_name(source: Source, recipe: Recipe, tokenizer_fingerprint: str) -> str:
+    """Folder name that stands for content, tokenizer and recipe: the same work has the same name."""
+    suffixes = [format_suffix(source.path), Path(source.path).suffix]
+    key = [RECIPE_VERSION, dataclasses.asdict(recipe), tokenizer_fingerprint, source.sha256, suffixes]
+    return f"part-{fingerprint(key)}"
+
+
+def is_finished(folder: Path, on_bad_record: str) -> bool:
+    """Whether `folder` holds a whole part that may be reused: undamaged, no bad record under "error"."""
+    try:
+        header = TokenDataset.open(folder).header
+    except UserError:
+        return False
+    return on_bad_record == "skip" or header["bad_records"] == 0
+
+
+def build_part(
+    source: Source,
+    folder: Path,
+    pieces: WordPieces,
+    recipe: Recipe,
+    on_bad_record: str,
+    on_read: OnRead | None = None,
+) -> None:
+    """Writes a file's rows to `folder`, which appears whole or not at all. Raises UserError for bad records."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    bad = BadRecords("skip" if on_bad_record == "skip" else "error")
+    counts: Counter[str] = Counter(documents=0, sentences=0, text_tokens=0, unknown_tokens=0, cut_tokens=0)
+    header: dict[str, Any] = {"source": source.name}
+    start_cpu_s = time.process_time()
+    try:
+        with TokenWriter(temporary, vocab_size=pieces.vocab_size, header=header) as writer:
+            for input_ids, segment_b in _rows(source, pieces, recipe, bad, counts, on_read):
+                writer.add(input_ids, segment_b)
+            header |= {"counts": dict(counts), "bad_records": bad.total, "bad_record_summary": bad.summary()}
+            header["cpu_s"] = time.process_time() - start_cpu_s
+        # what stands there is damaged, or was made under --on_bad_record skip
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rows(
+    source: Source,
+    pieces: WordPieces,
+    recipe: Recipe,
+    bad: BadRecords,
+    counts: Counter[str],
+    on_read: OnRead | None,
+) -> Iterator[Row]:
+    if _is_pregenerated(source.path):
+        return _pregenerated_rows(source.path, pieces, recipe, bad, counts, on_read)
+    special = {"max_seq_length": recipe.max_seq_length, "cls_id": pieces.cls_id, "sep_id": pieces.sep_id}
+    encoded = _encoded(read_sentences(source.path, bad, recipe.text_column, on_read), pieces, counts)
+    if recipe.mode == "line":
+        return pack_lines(_lines(encoded), **special, on_cut=lambda n: counts.update(cut_tokens=n))
+    # the draws belong to the content: neither the file's name nor its place among the others changes a row
+    seed = f"{recipe.seed}:{source.sha256}"
+    return pack_pairs(
+        _documents(encoded, counts), **special, seed=seed, continuation_ids=pieces.continuation_ids
+    )
+
+
+def _encoded(
+    sentences: Iterable[tuple[int, str | None]], pieces: WordPieces, counts: Counter[str]
+) -> Iterator[list[int] | None]:
+    batch: list[str | None] = []
+    num_chars = 0
+    for _, sentence in sentences:
+        batch.append(sentence)
+        num_chars += len(sentence or "")
+        if len(batch) >= BATCH_SENTENCES or num_chars >= BATCH_CHARS:
+            yield from _encode_batch(batch, pieces, counts)
+            batch, num_chars = [], 0
+    yield from _encode_batch(batch, pieces, counts)
+
+
+def _encode_batch(
+    batch: list[str | None], pieces: WordPieces, counts: Counter[str]
+) -> Iterator[list[int] | None]:
+    encoded = pieces.encode([sentence for sentence in batch if sentence is not None])
+    counts["sentences"] += len(encoded)
+    counts["text_tokens"] += sum(map(len, encoded))
+    if pieces.unk_id is not None:
+        counts["unknown_tokens"] += sum(ids.count(pieces.unk_id) for ids in encoded)
+    following = iter(encoded)
+    return (None if sentence is None else next(following) for sentence in batch)
+
+
+def _documents(encoded: Iterable[list[int] | None], counts: Counter[str]) -> Iterator[Iterator[list[int]]]:
+    # lazy inside too: a file without blank lines is one document, however long
+    for is_break, sentences in groupby(encoded, key=lambda ids: ids is None):
+        if not is_break:
+            counts["documents"] += 1
+            yield _lines(sentences)
+
+
+def _lines(encoded: Iterable[list[int] | None]) -> Iterator[list[int]]:
+    return (ids for ids in encoded if ids is not None)
+
+
+def _is_pregenerated(path: str) -> bool:
+    if format_suffix(path) not in {".json", ".jsonl"}:
+        return False
+    first = next(read_rows(path, BadRecords("skip")), None)
+    return first is not None and PREGENERATED_COLUMNS <= first[1].keys()
+
+
+def _pregenerated_rows(
+    path: str,
+    pieces: WordPieces,
+    recipe: Recipe,
+    bad: BadRecords,
+    counts: Counter[str],
+    on_read: OnRead | None,
+) -> Iterator[Row]:
+    # the reference's epoch_N.json: only tokens and segments matter (SPEC 7)
+    remedy = "Write the file again with the same vocabulary and length, or give the raw text."
+    for position, row in read_rows(path, bad, on_read):
+        tokens, segments = row.get("tokens"), row.get("segment_ids")
+        if not isinstance(tokens, list) or not isinstance(segments, list) or len(tokens) != len(segments):
+            bad.report(path, position, "tokens and segment_ids are not two lists of one length", remedy)
+            continue
+        num_first = segments.count(0)
+        if segments != [0] * num_first + [1] * (len(segments) - num_first):
+            bad.report(path, position, "segment_ids are not zeros followed by ones", remedy)
+        elif not 0 < len(tokens) <= recipe.max_seq_length:
+            problem = f"{len(tokens)} tokens, where --max_seq_length is {recipe.max_seq_length}"
+            bad.report(path, position, problem, "Raise --max_seq_length.")
+        elif -1 in (ids := pieces.ids_of(tokens)):
+            bad.report(path, position, f"token {tokens[ids.index(-1)]!r} is not in the vocabulary", remedy)
+        else:
+            counts.update(sentences=1, text_tokens=len(ids), unknown_tokens=ids.count(pieces.unk_id or -1))
+            yield ids, num_first

@@ -1,0 +1,305 @@
+"""Task data: from a folder of GLUE, plain text or table files to labelled examples and token rows."""
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tinybert_dist.config import HfArg, UserError
+from tinybert_dist.data.encoding import Example, Origin, encode
+from tinybert_dist.data.glue import GLUE, STSB_METRICS, TaskSpec, glue_task, is_glue
+from tinybert_dist.data.labels import all_fractional, canonical_label, find_labels, map_labels
+from tinybert_dist.data.task_files import (
+    Record,
+    find_splits,
+    read_raw_rows,
+    read_records,
+    table_layout,
+    text_layout,
+)
+from tinybert_dist.data.text import BadRecords, format_suffix, read_lines
+from tinybert_dist.files import fingerprint, sha256_of
+
+__all__ = [
+    "GLUE", "Example", "Origin", "TaskData", "TaskOptions", "TaskSpec", "encode", "find_task", "glue_task",
+    "load_task", "map_labels", "read_raw_rows",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(kw_only=True)
+class TaskOptions:
+    """Where the task's data is and what its columns mean."""
+
+    data_dir: str = HfArg(help="folder with train, dev and test files (GLUE, train.txt/eval.txt, or tables)")
+    task_name: str | None = HfArg(default=None, help="GLUE task, or any name for data of your own")
+    task_mode: str | None = HfArg(
+        default=None,
+        help="what the labels are (default: what the GLUE task says, else classification)",
+        metadata={"choices": ["classification", "regression"]},
+    )
+    num_labels: int | None = HfArg(default=None, help="number of classes; checked against the data")
+    text_column: str | None = HfArg(default=None, help="column of the text in a table")
+    text_pair_column: str | None = HfArg(default=None, help="column of the second text in a table")
+    label_column: str | None = HfArg(default=None, help="column of the label in a table")
+    labels: list[str] | None = HfArg(  # noqa: RUF009
+        default=None, help="the classes in order (default: those in the train file)"
+    )
+    max_seq_length: int = HfArg(
+        default=128, aliases=["--max_seq_len"], help="tokens per example, [CLS] and [SEP] included"
+    )
+    do_lower_case: bool | None = HfArg(
+        default=None,
+        help="lower-case the text (default: as the tokenizer says)",
+        # without these the parser wants a value after an optional bool
+        metadata={"nargs": "?", "const": True},
+    )
+    aug_train: bool = HfArg(
+        default=False, help="train on train_aug.* (written by augment) instead of train.*"
+    )
+    unlabelled_file_path: str | None = HfArg(
+        default=None, help="text file for the teacher to label: one text per line, a second text after a tab"
+    )
+
+
+@dataclasses.dataclass
+class TaskData:
+    """A task's examples by split (GLUE MNLI: dev_matched, dev_mismatched), and where each stands."""
+
+    spec: TaskSpec
+    splits: dict[str, list[Example]]
+    origins: dict[str, Origin]
+    fingerprint: str
+
+    @property
+    def dev_splits(self) -> list[str]:
+        """Development splits in order; the first selects the model."""
+        return [split for split in self.splits if split.startswith("dev")]
+
+    def describe(self) -> str:
+        """One line per split, with the number of examples of every class."""
+        lines = [f"task {self.spec.name}: {self.spec.mode}, selected by {self.spec.selection_metric}"]
+        for split, examples in self.splits.items():
+            counts = Counter(example.label for example in examples)
+            classes = [f"{name} {counts[i]:,}" for i, name in enumerate(self.spec.labels) if counts[i]]
+            shown = f" ({', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''})" if classes else ""
+            lines.append(f"  {split}: {len(examples):,} examples of {self.origins[split].file}{shown}")
+        return "\n".join(lines)
+
+
+def find_task(options: TaskOptions) -> tuple[Path, TaskSpec]:
+    """(folder, spec) of the data in data_dir; the labels of data of one's own are not known yet.
+
+    GLUE: task_name is one of the nine and its files are in data_dir, or in data_dir/TASK. Otherwise, by the
+    extension of its train (or dev, or test) file: .txt is header-less text, the rest are tables. Raises
+    UserError when there are no such files, when columns are missing or ambiguous, and when options disagree.
+    """
+    folder = Path(options.data_dir)
+    if not folder.is_dir():
+        raise UserError(f"--data_dir {folder}: no such folder. Give the folder that holds the train file.")
+    for candidate in _glue_folders(folder, options.task_name):
+        spec = glue_task(str(options.task_name))
+        names = [spec.train_file, *spec.dev_files.values(), *spec.test_files.values()]
+        if any((candidate / name).is_file() for name in names):
+            return candidate, _with_options(spec, options)
+    files = find_splits(folder)
+    file = files.get("train") or files.get("train_aug") or files.get("dev") or files.get("test")
+    if file is None:
+        if options.task_name is not None:
+            glue_task(options.task_name)
+        raise UserError(
+            f"--data_dir {folder}: no train, dev (or eval, validation) or test file with extension "
+            f".txt .tsv .csv .jsonl .parquet. It holds: {_names_in(folder)}."
+        )
+    name = options.task_name or folder.resolve().name
+    is_text = format_suffix(file) == ".txt"
+    named = {split: path for split, path in files.items() if split != "train_aug"}
+    mixed = [path.name for path in named.values() if (format_suffix(path) == ".txt") != is_text]
+    if mixed:
+        raise UserError(
+            f"--data_dir {folder}: {file.name} and {', '.join(mixed)} are laid out differently. "
+            "Use header-less .txt for all, or tables for all."
+        )
+    columns = (options.text_column, options.text_pair_column, options.label_column)
+    if is_text and any(columns):
+        raise UserError(f"{file} has no header, so --text_column and the like cannot name its columns.")
+    return folder, _with_options(
+        text_layout(name, files, file) if is_text else table_layout(name, files, file, *columns), options
+    )
+
+
+def load_task(options: TaskOptions, bad: BadRecords, splits: Sequence[str] = ("train", "dev")) -> TaskData:
+    """Reads `splits` of "train", "dev", "test" (for MNLI both dev files) or one of them by name.
+
+    `aug_train` reads the train_aug file for "train"; `unlabelled_file_path` adds a split "unlabelled" to it.
+    Labels come from the task, from --labels, or from the train file (see labels.find_labels). Rows whose
+    label is not among them, is no finite number, or is missing outside of test go to `bad`.
+    """
+    folder, spec = find_task(options)
+    files = {
+        name: file for split in splits for name, file in _files_of(folder, spec, split, options.aug_train)
+    }
+    records = {split: list(read_records(file, spec, bad, split)) for split, file in files.items()}
+    if spec.mode == "classification" and not spec.labels:
+        spec = dataclasses.replace(spec, labels=_labels_in_data(folder, spec, options, records))
+    data = TaskData(spec, {}, {}, "")
+    for split, file in files.items():
+        labelled = _labelled(file, records.pop(split), spec, bad, split)
+        _add_split(data, split, file, labelled)
+    if options.unlabelled_file_path is not None and "train" in splits:
+        file = Path(options.unlabelled_file_path)
+        _add_split(data, "unlabelled", file, _unlabelled(file, spec, bad))
+    sources = {split: sha256_of(origin.file) for split, origin in data.origins.items()}
+    kept = {split: len(examples) for split, examples in data.splits.items()}
+    data.fingerprint = fingerprint({"sources": sources, "kept": kept, "spec": dataclasses.asdict(spec)})
+    return data
+
+
+def _glue_folders(folder: Path, name: str | None) -> list[Path]:
+    if name is None or not is_glue(name):
+        return []
+    spec = glue_task(name)
+    inside = (path for path in sorted(folder.iterdir()) if path.is_dir() and is_glue(path.name))
+    return [folder, *(path for path in inside if glue_task(path.name) == spec)]
+
+
+def _with_options(spec: TaskSpec, options: TaskOptions) -> TaskSpec:
+    known = is_glue(options.task_name) and bool(spec.labels or spec.mode == "regression")
+    mode = options.task_mode or spec.mode
+    if known and mode != spec.mode:
+        raise UserError(f"--task_mode {mode}: {spec.name} is a {spec.mode} task. Leave --task_mode out.")
+    labels = tuple(map(canonical_label, options.labels)) if options.labels else spec.labels
+    if len(set(labels)) != len(labels):
+        raise UserError(f"--labels {' '.join(labels)}: a label is named twice.")
+    if known and set(labels) != set(spec.labels):
+        raise UserError(
+            f"--labels {' '.join(labels)}: the labels of {spec.name} are {' '.join(spec.labels)}."
+        )
+    if mode == "regression":
+        if labels or options.num_labels not in {None, 1}:
+            raise UserError("--task_mode regression has one output: leave --labels and --num_labels out.")
+        if not known:
+            spec = dataclasses.replace(spec, selection_metric="pearson_spearman", metrics=STSB_METRICS)
+    elif labels and options.num_labels not in {None, len(labels)}:
+        raise UserError(
+            f"--num_labels {options.num_labels}, but {spec.name} has {len(labels)}: {', '.join(labels)}."
+        )
+    return dataclasses.replace(spec, mode=mode, labels=labels)
+
+
+def _files_of(folder: Path, spec: TaskSpec, split: str, aug_train: bool) -> Iterator[tuple[str, Path]]:
+    if split == "train":
+        augmented = find_splits(folder).get("train_aug") if aug_train else None
+        if aug_train and augmented is None:
+            raise UserError(
+                f"--aug_train: {folder} holds no train_aug file. Run the augment stage on it first."
+            )
+        named = {"train": augmented.name if augmented else spec.train_file}
+    else:
+        both = spec.dev_files | spec.test_files
+        groups = {"dev": spec.dev_files, "test": spec.test_files}
+        if split not in groups and split not in both:
+            known = ", ".join(dict.fromkeys(["train", "dev", "test", *both]))
+            raise UserError(f"split {split}: not one of {spec.name}. Known: {known}.")
+        named = groups[split] if split in groups else {split: both[split]}
+    missing = [name for name in named.values() if not (folder / name).is_file()]
+    if missing or not named:
+        wanted = ", ".join(missing) or f"a {split} file"
+        raise UserError(f"--data_dir {folder}: {wanted} is missing. It holds: {_names_in(folder)}.")
+    yield from ((name, folder / file) for name, file in named.items())
+
+
+def _labels_in_data(
+    folder: Path, spec: TaskSpec, options: TaskOptions, records: dict[str, list[Record]]
+) -> tuple[str, ...]:
+    rows = records.get("train")
+    if rows is None:
+        train = folder / spec.train_file
+        if not train.is_file():
+            raise UserError(
+                f"{train} is missing, so the labels are unknown. Name them in order with --labels."
+            )
+        rows = list(read_records(train, spec, BadRecords("skip"), "train"))
+    counts = Counter(canonical_label(row.label) for row in rows if row.label)
+    if options.task_mode is None and all_fractional(counts):
+        some = ", ".join(list(counts)[:3])
+        raise UserError(
+            f"{folder / spec.train_file}: the labels are numbers with fractions ({some}). "
+            "Pass --task_mode regression, or --task_mode classification if they are names of classes."
+        )
+    labels = find_labels(counts, options.num_labels)
+    logger.info("%d labels found in %s: %s", len(labels), folder / spec.train_file, ", ".join(labels))
+    return labels
+
+
+def _labelled(
+    file: Path, records: Sequence[Record], spec: TaskSpec, bad: BadRecords, split: str
+) -> Iterator[tuple[int, Example]]:
+    may_lack = split.startswith("test")
+    index = {label: float(i) for i, label in enumerate(spec.labels)}
+    for line, texts, text_label in records:
+        label: float | None = None
+        # -1 is how test files distributed as tables say that there is none
+        if not (may_lack and (not text_label or (text_label == "-1" and "-1" not in index))):
+            label = _value(text_label or "") if spec.mode == "regression" else index.get(_name(text_label))
+            if label is None:
+                _report_label(file, line, text_label or "", spec, bad)
+                continue
+        yield line, Example(texts[0], texts[1] if len(texts) > 1 else None, label)
+
+
+def _name(label: str | None) -> str:
+    return canonical_label(label or "")
+
+
+def _value(label: str) -> float | None:
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _report_label(file: Path, line: int, label: str, spec: TaskSpec, bad: BadRecords) -> None:
+    shown = label if len(label) <= 40 else label[:37] + "..."
+    if spec.mode == "regression":
+        bad.report(file, line, f"label '{shown}' is not a finite number", "Correct the row.")
+    else:
+        allowed = ", ".join(spec.labels[:20]) + (", ..." if len(spec.labels) > 20 else "")
+        remedy = f"Allowed: {allowed}. Correct the row, or list all labels with --labels."
+        bad.report(file, line, f"label '{shown}' is not one of the labels", remedy)
+
+
+def _unlabelled(file: Path, spec: TaskSpec, bad: BadRecords) -> Iterator[tuple[int, Example]]:
+    if not file.is_file():
+        raise UserError(f"--unlabelled_file_path {file}: no such file.")
+    num_texts = len(spec.text_columns)
+    for line, content in read_lines(file, bad):
+        texts = content.split("\t")
+        if not content.strip():
+            continue
+        if len(texts) != num_texts or not all(text.strip() for text in texts):
+            expected = "one text" if num_texts == 1 else "two texts with a tab between"
+            bad.report(
+                file, line, f"{len(texts)} tab-separated fields", f"{spec.name} takes {expected} per line."
+            )
+            continue
+        yield line, Example(texts[0], texts[1] if num_texts > 1 else None, None)
+
+
+def _add_split(data: TaskData, split: str, file: Path, rows: Iterator[tuple[int, Example]]) -> None:
+    numbered = list(rows)
+    if not numbered:
+        raise UserError(f"{file}: no usable example. Check the file and the rows reported above.")
+    data.splits[split] = [example for _, example in numbered]
+    data.origins[split] = Origin(file, np.array([line for line, _ in numbered], np.int64))
+
+
+def _names_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"

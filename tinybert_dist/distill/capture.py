@@ -1,0 +1,158 @@
+"""Runs any encoder whose attention goes through transformers' attention interface, and hands out what distillation needs.
+
+One registered attention function does two things SDPA alone does not: it computes packed rows without padding in the
+linear layers, and it hands out queries and keys of chosen layers. No model code is touched.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from tinybert_dist.micro_batch import MicroBatch
+
+ATTENTION = "tinybert_dist"
+# families whose position ids start behind the padding id
+POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm"}
+
+
+@dataclass
+class Sink:
+    """Receives (query, key) blocks [B, H, S, K] of the wanted layers (0-based).
+
+    An object and not a dict: wrappers such as FSDP2 copy dicts among the arguments, and captures would be lost.
+    """
+
+    layers: Collection[int]
+    blocks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def attention(module, query, key, value, attention_mask, *, micro_batch=None, sink=None, **kwargs):
+    """SDPA over [B, H, S, K], or over a packed row [1, H, T, K] when `micro_batch` is packed."""
+    packed = micro_batch is not None and micro_batch.is_packed
+    if packed:
+        query, key, value = (micro_batch.to_blocks(x) for x in (query, key, value))
+    if sink is not None and module.layer_idx in sink.layers:
+        sink.blocks[module.layer_idx] = (query, key)
+    if not packed:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=micro_batch.block_mask,
+        dropout_p=kwargs.get("dropout", 0.0),
+        scale=kwargs.get("scaling"),
+    )
+    return micro_batch.to_row(output), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it padding would be attended to, silently
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Hidden states (embeddings first) [..., T or S, D] and the captured (query, key) blocks by 0-based layer."""
+
+    hidden: tuple[Tensor, ...]
+    attention: dict[int, tuple[Tensor, Tensor]]
+
+
+def encode(model: PreTrainedModel, batch: MicroBatch, attention_layers: Collection[int] = ()) -> Encoded:
+    """Runs the encoder of `model` (a base model or one with a head) on packed or padded sequences."""
+    base = model.base_model
+    config = base.config
+    positions = batch.position_ids
+    if positions is not None and config.model_type in POSITIONS_AFTER_PADDING:
+        positions = positions + config.pad_token_id + 1
+    segments = batch.token_type_ids
+    if getattr(config, "type_vocab_size", 0) < 2:
+        segments = torch.zeros_like(segments)
+    sink = Sink(attention_layers)
+    output = base(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        token_type_ids=segments,
+        position_ids=positions,
+        output_hidden_states=True,
+        micro_batch=batch,
+        sink=sink,
+    )
+    missing = set(attention_layers) - set(sink.blocks)
+    assert not missing, f"attention of layers {sorted(missing)} was not captured from {type(base).__name__}"
+    return Encoded(output.hidden_states, sink.blocks)
+
+
+def classify(model: PreTrainedModel, batch: MicroBatch, hidden: Tensor) -> Tensor:
+    """Logits [B, C] of a sequence-classification model from its last hidden state."""
+    first_B1D = hidden.flatten(0, 1).index_select(0, batch.starts_B).unsqueeze(1)
+    pooler = getattr(model.base_model, "pooler", None)
+    if pooler is None:  # RoBERTa, ELECTRA: the head itself takes the first token
+        return model.classifier(first_B1D)
+    return model.classifier(model.dropout(pooler(first_B1D)))
+
+
+def uses_capture(model: PreTrainedModel) -> PreTrainedModel:
+    """Switches a model to the attention function above; returns it."""
+    model.set_attn_implementation(ATTENTION)
+    return model
+
+
+@torch.inference_mode()
+def can_pack(model: PreTrainedModel, collate_packed, collate_padded, samples) -> bool:
+    """Probes whether `model` gives the same hidden states packed and padded; a family is not assumed to."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        padded = collate_padded(samples).to(device)
+        real = padded.attention_mask.bool()
+        expected = encode(model, padded).hidden[-1][real]
+        actual = encode(model, collate_packed(samples).to(device)).hidden[-1][0]
+        tolerance = 1e-3 if expected.dtype in {torch.float32, torch.float64} else 5e-2
+        return expected.shape == actual.shape and bool((expected - actual).abs().max() <= tolerance)
+    except (TypeError, RuntimeError, ValueError, AttributeError):
+        return False  # it does not take position ids, or its attention does not go through the interface
+    finally:
+        model.train(was_training)
+
+
+def masked_lm_head(model: PreTrainedModel) -> nn.Module:
+    """The head of a masked language model: hidden states [..., D] -> logits [..., V].
+
+    Raises ValueError for an architecture whose head is not one module.
+    """
+    heads = [child for name, child in model.named_children() if name != model.base_model_prefix]
+    if len(heads) != 1:
+        raise ValueError(
+            f"the masked-LM head of {type(model).__name__} is not one module; use a BERT or RoBERTa config"
+        )
+    return heads[0]
+
+
+def num_positions(config) -> int:
+    """Longest sequence the position table holds."""
+    offset = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+    return config.max_position_embeddings - offset
+
+
+def truncate_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """Drops the encoder layers above `num_layers`, in place: a teacher need not compute what nothing learns from."""
+    total = model.config.num_hidden_layers
+    stacks = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == total
+    ]
+    if num_layers < total and len(stacks) == 1:
+        parent, name = stacks[0]
+        setattr(parent, name, getattr(parent, name)[:num_layers])
+        for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+            config.num_hidden_layers = num_layers

@@ -1,0 +1,74 @@
+"""What one forward sees: sequences packed into one row of real tokens, or padded where a model cannot be packed.
+
+Shapes: B sequences, S longest sequence, T real tokens, H heads, K head width.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Token ids of B sequences with what a loss needs to count them. Counts are Python numbers: no host sync."""
+
+    input_ids: Tensor  # [1, T] packed, [B, S] padded
+    token_type_ids: Tensor  # the same shape
+    rows_B: Tensor  # dataset rows
+    labels_B: Tensor  # class index or value, nan where unlabelled (float64)
+    starts_B: Tensor  # index of each sequence's first token in the flattened ids
+    num_tokens: int  # real tokens
+    num_pairs: int  # real (query, key) pairs: sum of squared lengths
+    max_length: int
+    is_dummy: bool = False  # holds a rank's place in a collective, counts for nothing
+    position_ids: Tensor | None = None  # [1, T], from 0 in every sequence; None when padded
+    block_index_T: Tensor | None = None  # where packed token t stands in flattened [B, S] blocks; None when padded
+    attention_mask: Tensor | None = None  # padded: [B, S] of 0/1; packed: None
+    block_mask: Tensor | None = None  # packed: bool [B, 1, 1, S]; None when no block has padding
+    token_labels: Tensor | None = None  # masked-LM targets in the shape of input_ids, -100 elsewhere
+    num_token_labels: int = 0
+
+    @property
+    def is_packed(self) -> bool:
+        """True when the linear layers see real tokens only."""
+        return self.block_index_T is not None
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return self.rows_B.numel()
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens the linear layers see, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The same micro-batch on `device`; transfers from pinned memory overlap with compute."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        """Called by the DataLoader's pinning thread."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function) -> "MicroBatch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: function(t) for n, t in tensors.items() if isinstance(t, Tensor)})
+
+    def to_blocks(self, x_1HTK: Tensor) -> Tensor:
+        """Packed row [1, H, T, K] -> per-sequence blocks [B, H, S, K], zeros where a block has no token."""
+        _, heads, num_tokens, width = x_1HTK.shape
+        shape = (self.num_sequences, self.max_length, heads, width)
+        x_THK = x_1HTK[0].transpose(0, 1)
+        if num_tokens != shape[0] * shape[1]:
+            empty = x_THK.new_zeros(shape[0] * shape[1], heads, width)
+            x_THK = empty.index_copy(0, self.block_index_T, x_THK)
+        return x_THK.reshape(shape).transpose(1, 2)
+
+    def to_row(self, x_BHSK: Tensor) -> Tensor:
+        """Blocks [B, H, S, K] -> packed row [1, T, H, K], the layout attention functions return."""
+        x_NHK = x_BHSK.transpose(1, 2).flatten(0, 1)
+        if x_NHK.shape[0] != self.num_tokens:
+            x_NHK = x_NHK.index_select(0, self.block_index_T)
+        return x_NHK.unsqueeze(0)

@@ -1,0 +1,313 @@
+"""Models in: hub names, transformers folders and the reference's old layouts, with every key accounted for.
+
+No pickle is executed, no code of a model folder is run, and nothing is partitioned while loading.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from tinybert_dist.config import UserError
+from tinybert_dist.model_card import model_card
+from tinybert_dist.model_files import (
+    PROJECTION_KEY,
+    load_config,
+    load_projections,
+    read_weights,
+    whole_tensors,
+)
+from tinybert_dist.model_save import save_model
+from tinybert_dist.students import NAMED_STUDENTS, is_named_student, new_student
+from tinybert_dist.tokenizer import load_tokenizer, lowers
+
+__all__ = [
+    "NAMED_STUDENTS",
+    "LoadReport",
+    "as_transformers_head",
+    "count_parameters",
+    "has_reference_head",
+    "is_named_student",
+    "label_names",
+    "load_classifier",
+    "load_config",
+    "load_encoder",
+    "load_masked_lm",
+    "load_projections",
+    "load_tokenizer",
+    "lowers",
+    "model_card",
+    "new_student",
+    "save_model",
+    "weights_fingerprint",
+]
+
+HEAD_PREFIXES: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "pooler.", "fit_dense", "pre_classifier.")
+HEAD_PREFIXES += ("generator_", "discriminator_", "vocab_", "score.", "position_ids", "sop_classifier.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of every key of a checkpoint."""
+
+    source: str
+    missing: tuple[str, ...] = ()
+    """keys of heads that the files lack: newly initialised from the seed"""
+    unexpected: tuple[str, ...] = ()
+    """keys of the files that no part of this kind of model has: look at these"""
+    ignored: tuple[str, ...] = ()
+    """keys of heads and projections that this use of the model does not need"""
+
+    def __str__(self) -> str:
+        lines = [f"loaded {self.source}"]
+        for field, what in (
+            ("missing", "newly initialised"),
+            ("unexpected", "UNEXPECTED"),
+            ("ignored", "not needed"),
+        ):
+            if keys := getattr(self, field):
+                lines.append(f"  {what}: {', '.join(keys)}")
+        return "\n".join(lines)
+
+
+def load_encoder(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 42,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """Base model, with a pooler where the architecture has one; a missing pooler is drawn from `seed`.
+
+    dtype None is float32 whatever the files hold. `model.load_report` tells every missing and unexpected key.
+    Raises UserError naming the keys if the backbone is not complete.
+    """
+    state, files = read_weights(path)
+    return _build(MODEL_MAPPING, load_config(path), state, files, dtype, seed, attn_implementation)
+
+
+def load_masked_lm(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 42,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """Model with its masked-LM head; see load_encoder. A head the files lack is listed in
+    `load_report.missing`.
+    """
+    state, files = read_weights(path)
+    return _build(
+        MODEL_FOR_MASKED_LM_MAPPING, load_config(path), state, files, dtype, seed, attn_implementation
+    )
+
+
+def load_classifier(
+    path: str | Path,
+    *,
+    labels: tuple[str, ...] | None = None,
+    problem_type: str = "single_label_classification",
+    num_labels: int | None = None,
+    classifier_head: str = "auto",
+    replace_head: bool = False,
+    dtype: torch.dtype | None = None,
+    seed: int = 42,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """Sequence classifier (or regressor: problem_type "regression", one output); see load_encoder.
+
+    `labels` names the outputs. A trained head that has names of its own keeps them and their order: map by
+    name. `classifier_head`: "reference" scores classifier(relu(pooled)) without dropout (SPEC 3),
+    "transformers" its own way; "auto" is "reference" for files with a classifier beside fit_dense(s).
+    `replace_head` draws a new head. Raises UserError if a trained head has another number of outputs, or
+    other label names, than asked for.
+    """
+    if classifier_head not in ("auto", "transformers", "reference"):
+        raise UserError(f"classifier_head {classifier_head!r}: allowed are auto, transformers, reference.")
+    state, files = read_weights(path)
+    config = load_config(path)
+    if replace_head:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    trained = state.get("classifier.weight", state.get("classifier.out_proj.weight"))
+    asked = 1 if problem_type == "regression" else len(labels) if labels else num_labels
+    if asked is not None and trained is not None and len(trained) != asked:
+        raise UserError(
+            f"{files[0]}: its classifier has {len(trained)} outputs, the task needs {asked}. Give a model of "
+            "this task; "
+            "a new task starts from the encoder with a new head."
+        )
+    _set_labels(config, labels, problem_type, asked, trained, files[0])
+    model = _build(
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config, state, files, dtype, seed, attn_implementation
+    )
+    from_reference = trained is not None and any(PROJECTION_KEY.match(name) for name in state)
+    if classifier_head == "reference" or (classifier_head == "auto" and from_reference):
+        if config.model_type != "bert":
+            raise UserError(
+                f"{path}: the reference's head exists for BERT only, this is {config.model_type}."
+            )
+        model.dropout = nn.ReLU()  # sits between pooler and classifier; key names stay the same
+        model.eval()
+    return model
+
+
+def has_reference_head(model: nn.Module) -> bool:
+    """Whether a classifier scores with the reference's relu head (SPEC 3)."""
+    return isinstance(getattr(model, "dropout", None), nn.ReLU)
+
+
+def as_transformers_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Puts transformers' dropout back in place of the reference's relu; logits change, weights do not. In
+    place.
+    """
+    if has_reference_head(model):
+        config = model.config
+        rate = config.classifier_dropout
+        model.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+        model.dropout.train(model.training)
+    return model
+
+
+def label_names(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """Label names in output order; None if there are only placeholders (LABEL_0 ...)."""
+    names = (
+        tuple(str(name) for _, name in sorted(config.id2label.items())) if config.id2label else ()
+    )
+    placeholders = tuple(f"LABEL_{i}" for i in range(len(names)))
+    return None if not names or names == placeholders else names
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hex digits of names, types, shapes and bytes of a model's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _set_labels(
+    config: PreTrainedConfig,
+    labels: tuple[str, ...] | None,
+    problem_type: Any,
+    asked: int | None,
+    trained: torch.Tensor | None,
+    file: Path,
+) -> None:
+    own = label_names(config) if trained is not None and len(trained) == config.num_labels else None
+    config.problem_type = problem_type
+    if problem_type == "regression":
+        config.num_labels = 1
+        return
+    if own and labels and {name.casefold() for name in own} != {name.casefold() for name in labels}:
+        raise UserError(
+            f"{file}: its labels are {', '.join(own)}, the task's are {', '.join(labels)}. Correct id2label "
+            "in its "
+            "config.json if the names mean the same, or give a model of this task."
+        )
+    if own:
+        return
+    outputs = asked or (len(trained) if trained is not None else config.num_labels)
+    config.num_labels = outputs
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: i for i, name in enumerate(labels)}
+
+
+def _build(
+    mapping: Any,
+    config: PreTrainedConfig,
+    state: dict[str, torch.Tensor],
+    files: list[Path],
+    dtype: torch.dtype | None,
+    seed: int,
+    attn_implementation: str,
+) -> PreTrainedModel:
+    if type(config) not in mapping:
+        raise UserError(f"{files[0]}: transformers has no such model for model_type {config.model_type!r}.")
+    projections = [name for name in state if PROJECTION_KEY.match(name)]
+    weights = {name: tensor for name, tensor in state.items() if name not in projections}
+    with _quiet(), whole_tensors(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = mapping[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype or torch.float32,
+            attn_implementation=attn_implementation,
+            ignore_mismatched_sizes=True,  # reported below, with both shapes
+            output_loading_info=True,
+        )
+    _require_backbone(model, info, files[0])
+    strange = sorted(name for name in info["unexpected_keys"] if not _is_head(name, model))
+    model.load_report = LoadReport(
+        source=", ".join(map(str, files)),
+        missing=tuple(sorted(info["missing_keys"])),
+        unexpected=tuple(strange),
+        ignored=tuple(sorted(projections + list(set(info["unexpected_keys"]) - set(strange)))),
+    )
+    return model
+
+
+def _require_backbone(model: PreTrainedModel, info: dict[str, Any], file: Path) -> None:
+    if info["mismatched_keys"]:
+        shapes = [
+            f"{name} {tuple(there)}, config {tuple(here)}" for name, there, here in info["mismatched_keys"]
+        ]
+        raise UserError(
+            f"{file}: shapes differ from config.json: {_some(shapes)}. Use the config of these weights."
+        )
+    base = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if name.startswith(base) and not _is_head(name.removeprefix(base), model)
+    )
+    if missing:
+        raise UserError(
+            f"{file}: no weights for {len(missing)} backbone keys: {_some(missing)}. Is this the config.json "
+            "of these "
+            "weights, and is the file complete?"
+        )
+
+
+def _is_head(name: str, model: PreTrainedModel) -> bool:
+    name = name.removeprefix(f"{model.base_model_prefix}.")
+    return name.startswith(HEAD_PREFIXES) or name.endswith("position_ids")
+
+
+def _some(items: Iterable[str], limit: int = 6) -> str:
+    items = list(items)
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+@contextlib.contextmanager
+def _quiet():
+    # transformers prints a table of its own and a bar per model; load_report is the one account
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

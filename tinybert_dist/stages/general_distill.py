@@ -1,0 +1,122 @@
+"""General distillation: a student learns attention scores and hidden states of a pretrained teacher on raw text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinybert_dist.config import HfArg, run_stage
+from tinybert_dist.data.corpus_part import Recipe
+from tinybert_dist.distill.options import DistillOptions
+from tinybert_dist.distill.teacher import Teacher
+from tinybert_dist.models import (
+    count_parameters,
+    load_encoder,
+    load_tokenizer,
+    weights_fingerprint,
+)
+from tinybert_dist.training.corpus import open_corpus
+from tinybert_dist.training.job import Job
+from tinybert_dist.training.layout import choose_collator
+from tinybert_dist.training.options import TrainingOptions
+from tinybert_dist.training.outputs import encoder_outputs
+from tinybert_dist.training.strategy import start_accelerator, teacher_dtype
+from tinybert_dist.training.student import (
+    check_same_vocabulary,
+    continue_projections,
+    new_or_trained_student,
+)
+from tinybert_dist.training.train import train
+
+
+@dataclass(kw_only=True)
+class GeneralDistillConfig(DistillOptions, TrainingOptions):
+    """general_distill: text + pretrained teacher -> general student."""
+
+    train_file_path: str = HfArg(
+        help="text (file, folder or glob; one sentence per line) or a folder of prepare_corpus"
+    )
+    teacher_model: str = HfArg(help="pretrained encoder: hub name or folder")
+    student_model: str = HfArg(
+        help="tinybert-4l-312, tinybert-6l-768, config.json of a new student, or a folder with weights to start from"
+    )
+    max_seq_length: int = HfArg(default=128, aliases=["--max_seq_len"], help="tokens per sequence")
+    mode: str = HfArg(
+        default="pairs",
+        metadata={"choices": ["pairs", "line"]},
+        help="pairs: sentences fill sequences as [CLS] A [SEP] B [SEP]; line: one line, one sequence",
+    )
+    text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV and Parquet")
+    do_lower_case: bool | None = HfArg(default=None, help="for vocab.txt-only teachers: lower-case the text")
+    prepare_workers: int = HfArg(default=1, help="processes that tokenise raw text")
+
+
+def run(config: GeneralDistillConfig) -> dict[str, Any]:
+    """Prepares the corpus when needed, distils, writes the run folder; returns its outcome."""
+    accelerator = start_accelerator(config.mixed_precision)
+    tokenizer = load_tokenizer(
+        config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
+    )
+    check_same_vocabulary(tokenizer, config.student_model, config.teacher_model, config.do_lower_case)
+    dataset = open_corpus(
+        accelerator,
+        config.train_file_path,
+        Path(config.output_dir) / "tokens",
+        tokenizer,
+        Recipe(config.mode, config.max_seq_length, config.seed, config.text_column),
+        on_bad_record=config.on_bad_record,
+        num_workers=config.prepare_workers,
+    )
+    teacher = load_encoder(config.teacher_model)
+    student = new_or_trained_student(config.student_model, teacher, config.seed)
+    facts = {
+        "teacher": f"{config.teacher_model}: {count_parameters(teacher):,} parameters",
+        "student": f"{config.student_model}: {count_parameters(student):,} parameters",
+    }
+    inputs = {
+        "train_file_path": dataset.fingerprint,
+        "teacher_model": weights_fingerprint(teacher),
+        "student_model": weights_fingerprint(student),
+        "prepare_workers": None,
+    }
+    layer_map = config.build_map(student.config, teacher.config)
+    collate = choose_collator(
+        config.layout,
+        [teacher, student],
+        dataset,
+        pad_token_id=tokenizer.pad_token_id,
+        max_length=config.max_seq_length,
+        reference_averaging=config.reference_averaging,
+    )
+    torch.manual_seed(config.seed)
+    distiller = config.build_distiller(student, teacher.config, layer_map, prediction=False, regression=False)
+    continue_projections(distiller, config.student_model)
+    outcome = train(
+        Job(
+            stage="general_distill",
+            options=config,
+            accelerator=accelerator,
+            module=distiller,
+            dataset=dataset,
+            collate=collate,
+            inputs=inputs,
+            targets=Teacher(teacher.to(accelerator.device, teacher_dtype(accelerator)), layer_map),
+            write_outputs=encoder_outputs(
+                config, "general_distill", student, tokenizer, accelerator,
+                teacher=config.teacher_model, distiller=distiller,
+            ),
+            facts={**facts, "learns": f"layers {layer_map} (student:teacher)"},
+        )
+    )  # fmt: skip
+    accelerator.free_memory()
+    return outcome
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Command line of the stage."""
+    return run_stage(run, GeneralDistillConfig, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Raw text to token shards, once: the corpus of general distillation."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
+from tinybert_dist.data import corpus
+from tinybert_dist.data.corpus_part import Recipe
+from tinybert_dist.data.text import BadRecords, find_files, read_sentences
+from tinybert_dist.data.word_pieces import WordPieces
+from tinybert_dist.models import load_tokenizer
+
+SAMPLE_SENTENCES = 4000
+
+
+@dataclasses.dataclass(kw_only=True)
+class PrepareCorpusConfig(StageOptions):
+    """Options of prepare_corpus."""
+
+    train_file_path: str = HfArg(
+        help="text, JSON lines, CSV, TSV or Parquet (also .gz, .zst): file, folder or glob"
+    )
+    teacher_model: str | None = HfArg(default=None, help="folder or hub name whose tokenizer is used")
+    tokenizer: str | None = HfArg(default=None, help="tokenizer folder or hub name, instead of the teacher's")
+    max_seq_length: int = HfArg(
+        default=128, aliases=["--max_seq_len"], help="tokens of a row, special ones included"
+    )
+    mode: str = HfArg(
+        default="pairs",
+        help="fill rows with `[CLS] A [SEP] B [SEP]`, or one row per line",
+        metadata={"choices": ["pairs", "line"]},
+    )
+    text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV, TSV and Parquet")
+    do_lower_case: bool | None = HfArg(
+        default=None, help="lower-case the text; default: what the tokenizer says"
+    )
+    num_workers: int = HfArg(default=1, help="processes that share the input files")
+
+
+def run(config: PrepareCorpusConfig) -> dict[str, Any]:
+    """Prepares `config.train_file_path` into `config.output_dir`; returns the summary of corpus.prepare."""
+    path = config.tokenizer or config.teacher_model
+    if path is None:
+        raise UserError("no tokenizer: give --teacher_model (its tokenizer is taken) or --tokenizer.")
+    if int(os.environ.get("RANK", "0")) > 0:
+        # under a launcher one process prepares (with --num_workers); the folder is the same for all
+        return {}
+    tokenizer = load_tokenizer(path, do_lower_case=config.do_lower_case)
+    files = find_files(config.train_file_path, "--train_file_path")
+    size_mb = sum(file.stat().st_size for file in files) / 1e6
+    print(
+        f"prepare_corpus: {len(files)} files, {size_mb:.1f} MB -> {config.output_dir}; rows of up to "
+        f"{config.max_seq_length} tokens ({config.mode}); {type(tokenizer).__name__} of {path}, "
+        f"{len(tokenizer)} pieces; {config.num_workers} processes",
+        flush=True,
+    )
+    recipe = Recipe(config.mode, config.max_seq_length, config.seed, config.text_column)
+    summary = corpus.prepare(
+        config.train_file_path,
+        config.output_dir,
+        tokenizer,
+        recipe=recipe,
+        on_bad_record=config.on_bad_record,
+        num_workers=config.num_workers,
+        dry_run=config.dry_run,
+    )
+    if config.dry_run:
+        print(f"dry run: {summary['files_tokenized']} of {summary['files']} files would be tokenised")
+        return summary
+    if summary["text_tokens_tokenized"]:
+        summary["bare_tokens_per_cpu_s"] = _bare_speed(files, WordPieces.of(tokenizer), config.text_column)
+    print(summary_line(summary), flush=True)
+    return summary
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """What was prepared, and how fast, for a person."""
+    rows = max(1, summary["rows"])
+    parts = [
+        f"{summary['rows']:,} rows, {summary['tokens']:,} tokens ({summary['tokens'] / rows:.1f} per row)",
+        f"{summary['sentences']:,} sentences in {summary['documents']:,} documents",
+        f"{summary['unknown_pct']:.2f} % unknown",
+    ]
+    if summary["cut_tokens"]:
+        parts.append(f"{summary['cut_tokens']:,} tokens cut from long lines")
+    if summary["text_tokens_tokenized"]:
+        speed = f"{summary['tokens_per_s']:,.0f} tokens/s"
+        if bare := summary.get("bare_tokens_per_cpu_s"):
+            per_cpu_s = summary["text_tokens_tokenized"] / summary["cpu_s"]
+            speed += (
+                f", {per_cpu_s:,.0f} per CPU-second ({100 * per_cpu_s / bare:.0f} % of the bare tokenizer)"
+            )
+        parts.append(speed)
+    else:
+        parts.append("unchanged, nothing tokenised")
+    if summary["bad_record_summary"]:
+        parts.append(summary["bad_record_summary"])
+    return "prepared: " + "; ".join(parts)
+
+
+def _bare_speed(files: Sequence[os.PathLike], pieces: WordPieces, text_column: str) -> float | None:
+    # the first sentences, in memory, through the tokenizer and nothing else: the yardstick of this machine
+    stream = read_sentences(files[0], BadRecords("skip"), text_column)
+    try:
+        texts = [text for _, text in islice(stream, SAMPLE_SENTENCES) if text]
+    except UserError:
+        return None
+    start_cpu_s = time.process_time()
+    num_tokens = sum(map(len, pieces.encode_whole(texts)))
+    return num_tokens / (time.process_time() - start_cpu_s) if num_tokens else None
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Command line entry."""
+    return run_stage(run, PrepareCorpusConfig, argv)
+
+
+if __name__ == "__main__":
+    main()

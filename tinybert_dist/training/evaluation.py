@@ -1,0 +1,39 @@
+"""Predictions of a classification model over a dataset: every row exactly once, whatever the number of processes."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from tinybert_dist.data.batches import Collator, evaluation_batches
+from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.distill.capture import classify, encode
+from tinybert_dist.distill.losses import at_least_float32
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel,
+    dataset: TokenDataset,
+    collate: Collator,
+    accelerator: Accelerator,
+    max_tokens: int,
+) -> np.ndarray:
+    """Logits [N, C] (float64) in row order, the same on every process. The model must be in evaluation mode."""
+    assert not model.training, "predictions with dropout on"
+    num_classes = model.config.num_labels
+    table = torch.zeros(
+        len(dataset), num_classes + 1, dtype=torch.float64
+    )  # last column: times a row was computed
+    for batch in evaluation_batches(
+        dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes
+    ):
+        with accelerator.autocast():
+            batch = batch.to(accelerator.device)
+            logits = at_least_float32(classify(model, batch, encode(model, batch).hidden[-1]))
+        rows = batch.rows_B.cpu()
+        table[rows, :num_classes] += logits.double().cpu()
+        table[rows, num_classes] += 1
+    table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
+    assert bool((table[:, num_classes] == 1).all()), "a row was evaluated twice or not at all"
+    return table[:, :num_classes].numpy()

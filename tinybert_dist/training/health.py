@@ -1,0 +1,80 @@
+"""Is the run well: stop requests, equality of weights across processes, finite numbers."""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather
+from torch import nn
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class StopRequest:
+    """True once this process was asked to stop: SIGTERM, SIGUSR1, SIGINT, a file STOP in the run folder, or the time limit.
+
+    The loop agrees on it across processes at the step boundary, saves, and ends as interrupted.
+    """
+
+    def __init__(self, stop_file: Path, max_seconds: float | None):
+        self.stop_file, self.reason = stop_file, ""
+        self._deadline_at = time.monotonic() + max_seconds if max_seconds else None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason:
+            raise KeyboardInterrupt  # the second Ctrl-C means now
+        self.reason = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        if not self.reason and self._deadline_at and time.monotonic() > self._deadline_at:
+            self.reason = "max_seconds"
+        if not self.reason and self.stop_file.exists():
+            self.reason = f"file {self.stop_file.name}"
+        return bool(self.reason)
+
+
+def check_equal_weights(accelerator: Accelerator, module: nn.Module, step: int) -> None:
+    """Raises TrainingFailed on every process when a trained parameter differs between processes, naming it.
+
+    The original trained one unsynchronised student per GPU and nobody noticed.
+    """
+    if accelerator.num_processes == 1:
+        return
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    # the bits as integers: their sum is exact, so one differing bit shows
+    sums = torch.stack([p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in trained])
+    differs = (sums != broadcast(sums.clone())).to(torch.int64)
+    by_rank = gather(differs.unsqueeze(0)).cpu()
+    if by_rank.any():
+        rank, index = (int(i) for i in by_rank.nonzero()[0])
+        raise TrainingFailed(
+            f"after step {step} parameter {trained[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of process {rank} "
+            "differs from process 0: gradients were not synchronised. Every trained module must be called through the "
+            "wrapper that accelerator.prepare returned."
+        )
+
+
+def check_finite(losses: dict[str, float], grad_norm: float, bad_ranks: list[int], step: int) -> None:
+    """Raises TrainingFailed before the optimizer moves when a loss or the gradient is NaN or infinite."""
+    bad_terms = [name for name, value in losses.items() if value != value or abs(value) == float("inf")]
+    if bad_terms or bad_ranks or not grad_norm < float("inf"):
+        where = f" first seen on process {bad_ranks[0]}" if bad_ranks else ""
+        raise TrainingFailed(
+            f"step {step}: loss or gradient is not finite ({', '.join(bad_terms) or 'gradient norm'}){where}. The weights are "
+            "as they were before this step. Lower --learning_rate or --max_grad_norm, or use --mixed_precision no."
+        )

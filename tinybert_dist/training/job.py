@@ -1,0 +1,45 @@
+"""What a training stage hands to the loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+
+from tinybert_dist.data.batches import Collator, SampleTransform
+from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.distill.modules import LossModule
+from tinybert_dist.micro_batch import MicroBatch
+from tinybert_dist.training.options import TrainingOptions
+
+
+def no_targets(batch: MicroBatch) -> None:
+    """Targets of a module that learns from the batch alone."""
+    return None
+
+
+@dataclass
+class Job:
+    """One training run.
+
+    inputs: fingerprints of data and models by option name; with the options they are the run's identity.
+    targets: what `module` is called with beside the micro-batch (a Teacher, cached logits, nothing).
+    evaluate: metrics with a "score" (higher is better) of the module as it is now, computed by all processes.
+    keep: whether the best or the last evaluated weights become the finished model.
+    write_outputs: writes model folder and result files from the module into a folder; collective.
+    """
+
+    stage: str
+    options: TrainingOptions
+    accelerator: Accelerator
+    module: LossModule
+    dataset: TokenDataset
+    collate: Collator
+    inputs: dict[str, Any]
+    write_outputs: Callable[[Path, dict[str, Any]], None]
+    targets: Callable[[MicroBatch], Any] = no_targets
+    transform: SampleTransform | None = None
+    evaluate: Callable[[], dict[str, float]] | None = None
+    keep: Literal["best", "last"] = "last"
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""How samples are laid out for the models at hand: packed where every model can be, else sorted and padded."""
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from tinybert_dist.config import UserError
+from tinybert_dist.data.batches import Collator
+from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.distill.capture import can_pack, num_positions, uses_capture
+
+
+def choose_collator(
+    layout: str,
+    models: list[PreTrainedModel],
+    dataset: TokenDataset,
+    *,
+    pad_token_id: int,
+    max_length: int,
+    reference_averaging: bool = False,
+) -> Collator:
+    """Collator for `models`, probed on two real samples. Prints when padding is unavoidable.
+
+    Raises UserError when max_length is over a position table, or the layout asked for is impossible.
+    """
+    for model in models:
+        if max_length > num_positions(model.config):
+            raise UserError(
+                f"--max_seq_length {max_length} is over the {num_positions(model.config)} positions of "
+                f"{model.config._name_or_path or type(model).__name__}; give at most that"
+            )
+        uses_capture(model)
+    if reference_averaging:
+        if layout not in {"auto", "fixed"}:
+            raise UserError(f"--reference_averaging counts padding and needs --layout fixed, got {layout}")
+        layout = "fixed"
+    if layout in {"auto", "packed"}:
+        probe = dataset.fetch(np.unique([int(dataset.lengths.argmin()), int(dataset.lengths.argmax())]))
+        packed, padded = Collator("packed", pad_token_id), Collator("padded", pad_token_id)
+        unpackable = [type(model).__name__ for model in models if not can_pack(model, packed, padded, probe)]
+        if unpackable and layout == "packed":
+            raise UserError(
+                f"--layout packed: {', '.join(unpackable)} gives other results when packed; use padded"
+            )
+        if unpackable:
+            print(f"{', '.join(unpackable)} cannot be packed: length-sorted padding instead")
+        layout = "padded" if unpackable else "packed"
+    return Collator(layout, pad_token_id, max_length)  # type: ignore[arg-type]

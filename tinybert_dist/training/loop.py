@@ -1,0 +1,288 @@
+"""The one training loop: teacher fine-tuning, general distillation and both task steps run through it.
+
+Order of events in a step: fetch all micro-batches -> reduce denominators -> forward and backward of each, gradients
+synchronised on the last -> reduce losses, finite flag and stop flag once -> gate -> optimizer -> log / evaluate / save
+when due -> stop when agreed. Every draw is keyed by (seed, step, micro-batch), so a resumed run repeats an undisturbed one.
+"""
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinybert_dist.data.batches import StepBatches, draw_seed
+from tinybert_dist.data.order import Order
+from tinybert_dist.micro_batch import MicroBatch
+from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
+from tinybert_dist.training.health import StopRequest, check_equal_weights, check_finite
+from tinybert_dist.training.job import Job
+from tinybert_dist.training.progress import ProgressLine
+from tinybert_dist.training.run_folder import RunFolder
+from tinybert_dist.training.schedule import learning_rate_at
+from tinybert_dist.training.strategy import on_main
+from tinybert_dist.training.tracking import Tracker
+
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
+
+
+@dataclass
+class Window:
+    """Sums since the last logged step."""
+
+    steps: int = 0
+    losses: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    grad_norm: float = 0.0
+    tokens: float = 0.0
+    computed_tokens: float = 0.0
+    wait_s: float = 0.0
+    started_at: float = field(default_factory=time.perf_counter)
+
+
+class TrainingLoop:
+    """Trains job.module to the end or to an agreed stop. Collective: every process runs it."""
+
+    def __init__(self, job: Job, folder: RunFolder, resumed: Checkpoint | None):
+        options, accelerator = job.options, job.accelerator
+        self.job, self.folder, self.options, self.accelerator = job, folder, options, accelerator
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", options.keep_checkpoints)
+        self.order = Order(len(job.dataset), options.train_batch_size, options.seed)
+        self.total_steps = options.max_steps or math.ceil(
+            self.order.steps_per_epoch * options.num_train_epochs
+        )
+        self.eval_step = options.eval_step or self.order.steps_per_epoch
+        self.save_step = options.save_step or self.eval_step
+        # constants of the run: kept when it continues on another world size
+        self.constants = {
+            "num_micro_batches": options.gradient_accumulation_steps * accelerator.num_processes,
+            "micro_batch_tokens": options.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type],
+        }
+        self.step, self.best, self.evaluated, self.run_id = 0, None, {}, None
+        if resumed:
+            state = resumed.state
+            self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
+            self.run_id, self.constants = state["run_id"], state["constants"]
+        self.module = job.module.to(accelerator.device)
+        self.frozen = self._freeze_unreached()
+        self.optimizer = build_optimizer(self.module, options)
+        if resumed:
+            resumed.restore(self.module, self.optimizer)
+        self.wrapped, self.prepared_optimizer = accelerator.prepare(self.module, self.optimizer)
+        self.saved_step = self.step if resumed else -1
+
+    def batches(self, rank: int, world_size: int) -> StepBatches:
+        """The micro-batches of every step for one process."""
+        return StepBatches(
+            self.job.dataset,
+            self.order,
+            self.job.collate,
+            self.constants["num_micro_batches"],
+            self.constants["micro_batch_tokens"],
+            rank,
+            world_size,
+            self.job.transform,
+        )
+
+    def run(self) -> str:
+        """Returns "" when all steps are done, else the reason of the stop."""
+        options, accelerator = self.options, self.accelerator
+        tracker = Tracker(
+            self.folder.path,
+            is_main=accelerator.is_main_process,
+            stage=self.job.stage,
+            config=self.folder.identity,
+            wandb_mode=options.wandb_mode,
+            project=options.wandb_project,
+            group=options.run_group,
+            run_id=self.run_id,
+            resume_step=self.step,
+        )
+        self.run_id = tracker.run_id
+        progress = ProgressLine(self.total_steps, is_main=accelerator.is_main_process, start_step=self.step)
+        loader = self.batches(accelerator.process_index, accelerator.num_processes).loader(
+            self.step,
+            self.total_steps,
+            num_workers=options.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        stop_reason, window = "", Window()
+        with StopRequest(self.folder.path / "STOP", options.max_seconds) as stop:
+            self.wrapped.train()
+            while self.step < self.total_steps and not stop_reason:
+                waiting_since = time.perf_counter()
+                micro_batches = next(loader)
+                window.wait_s += time.perf_counter() - waiting_since
+                stop_ranks = self._optimizer_step(micro_batches, window, bool(stop))
+                self.step += 1
+                last = self.step == self.total_steps
+                if self.step == 1 or self.step % options.checksum_step == 0:
+                    check_equal_weights(accelerator, self.module, self.step)
+                values = {}
+                if self.step == 1 or self.step % options.logging_steps == 0 or last:
+                    values = self._values(window)
+                    window = Window()
+                if self.job.evaluate and (self.step % self.eval_step == 0 or last):
+                    values |= {f"eval/{k}": v for k, v in self._evaluate().items()}
+                    window.started_at = time.perf_counter()
+                if values:
+                    tracker.log(self.step, values)
+                    progress.update(self.step, values)
+                if stop_ranks and not last:
+                    stop_reason = stop.reason or f"asked on process {stop_ranks[0]}"
+                if self.step % self.save_step == 0 or last or stop_reason:
+                    self.save()
+        progress.finish()
+        tracker.summary({"step": self.step, **{f"best/{k}": v for k, v in (self.best or {}).items()}})
+        tracker.finish()
+        return stop_reason
+
+    def _optimizer_step(
+        self, micro_batches: list[tuple[int, MicroBatch]], window: Window, stop: bool
+    ) -> list[int]:
+        """One optimizer step over this process's micro-batches; returns the processes that were asked to stop."""
+        accelerator, device, job = self.accelerator, self.accelerator.device, self.job
+        groups, totals = self._totals([batch for _, batch in micro_batches])
+        rate = learning_rate_at(
+            self.step,
+            total_steps=self.total_steps,
+            peak=self.options.learning_rate,
+            warmup_proportion=self.options.warmup_proportion,
+            schedule=self.options.lr_schedule,
+        )
+        for group in self.prepared_optimizer.param_groups:
+            group["lr"] = rate
+        loss_sums = torch.zeros(len(job.module.term_weights), dtype=torch.float64, device=device)
+        for i, (index, batch) in enumerate(micro_batches):
+            batch = batch.to(device)
+            targets = job.targets(batch)
+            torch.manual_seed(draw_seed(self.options.seed, self.step, index))  # dropout, whatever the process
+            is_last = i == len(micro_batches) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.wrapped):
+                sums = self.wrapped(batch, targets)
+                weight = 0.0 if batch.is_dummy else 1.0
+                terms = torch.stack(
+                    [sums[t] / totals[groups.index(t.split("/")[0])] for t in job.module.term_weights]
+                )
+                loss = (terms * weight) @ terms.new_tensor(list(job.module.term_weights.values()))
+                accelerator.backward(
+                    loss * accelerator.num_processes
+                )  # undoes the wrapper's mean over processes
+            loss_sums += terms.detach().double() * weight
+        grad_norm = accelerator.clip_grad_norm_(
+            self.module.parameters(), self.options.max_grad_norm or math.inf
+        )
+        losses, bad_ranks, stop_ranks = self._agree(loss_sums, stop)
+        check_finite(losses, float(grad_norm), bad_ranks, self.step + 1)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        self._count(window, losses, float(grad_norm), rate, totals)
+        return stop_ranks
+
+    def _totals(self, micro_batches: list[MicroBatch]) -> tuple[list[str], Tensor]:
+        """Loss groups and, in the same order, their denominators over the whole optimizer step; then token counts."""
+        counts: dict[str, float] = defaultdict(float)
+        for batch in micro_batches:
+            share = 0 if batch.is_dummy else 1
+            own = self.job.module.counts(batch) | {
+                "tokens": batch.num_tokens,
+                "computed": batch.num_computed_tokens,
+            }
+            for group, count in own.items():
+                counts[group] += share * count
+        values = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.accelerator.device)
+        return list(counts), self.accelerator.reduce(values, "sum").clamp(min=1)
+
+    def _agree(self, loss_sums: Tensor, stop: bool) -> tuple[dict[str, float], list[int], list[int]]:
+        """One reduction: the step's losses by term, the processes with a non-finite loss, those asked to stop."""
+        world_size = self.accelerator.num_processes
+        flags = loss_sums.new_zeros(2, world_size)
+        flags[0, self.accelerator.process_index] = (~loss_sums.isfinite()).any().double()
+        flags[1, self.accelerator.process_index] = float(stop)
+        vector = self.accelerator.reduce(torch.cat([loss_sums, flags.flatten()]), "sum").tolist()
+        names = list(self.job.module.term_weights)
+        bad, stopped = vector[len(names) : len(names) + world_size], vector[len(names) + world_size :]
+        return (
+            dict(zip(names, vector, strict=False)),
+            [rank for rank, flag in enumerate(bad) if flag],
+            [rank for rank, flag in enumerate(stopped) if flag],
+        )
+
+    def _count(
+        self, window: Window, losses: dict[str, float], grad_norm: float, rate: float, totals: Tensor
+    ) -> None:
+        window.steps += 1
+        window.grad_norm += grad_norm
+        window.tokens += float(totals[-2])
+        window.computed_tokens += float(totals[-1])
+        self.rate = rate
+        for term, value in losses.items():
+            window.losses[f"loss/{term}"] += value
+            if "/" in term:
+                window.losses[f"loss/{term.split('/')[0]}"] += value
+            window.losses["loss/total"] += value * self.job.module.term_weights[term]
+
+    def _values(self, window: Window) -> dict[str, float]:
+        """Metrics of a window, as means over its steps."""
+        elapsed_s = time.perf_counter() - window.started_at
+        values = {name: total / window.steps for name, total in sorted(window.losses.items())}
+        values |= {
+            "epoch": self.step / self.order.steps_per_epoch,
+            "learning_rate": self.rate,
+            "grad_norm": window.grad_norm / window.steps,
+            "throughput/tokens_per_s": window.tokens / elapsed_s,
+            "throughput/steps_per_s": window.steps / elapsed_s,
+            "throughput/padding_pct": 100 * (1 - window.tokens / window.computed_tokens),
+            "throughput/data_wait_pct": 100 * window.wait_s / elapsed_s,
+        }
+        if self.accelerator.device.type == "cuda":
+            values["throughput/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return values
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluates, back to training mode after it, and remembers the best step."""
+        assert self.job.evaluate is not None
+        self.wrapped.eval()
+        self.evaluated = self.job.evaluate()
+        self.wrapped.train()
+        if self.best is None or self.evaluated["score"] > self.best["score"]:
+            self.best = {"step": self.step, **self.evaluated}
+            if self.job.keep == "best":
+                self.save()
+        return self.evaluated
+
+    def save(self) -> None:
+        """Checkpoint of the current step, once."""
+        if self.saved_step == self.step:
+            return
+        state: dict[str, Any] = {
+            "step": self.step,
+            "best": self.best,
+            "evaluated": self.evaluated,
+            "needs": [self.best["step"]] if self.best and self.job.keep == "best" else [],
+            "constants": self.constants,
+            "run_id": self.run_id,
+            "identity": self.folder.identity,
+        }
+        on_main(self.accelerator, lambda: self.checkpoints.save(self.module, self.optimizer, state) and None)
+        self.saved_step = self.step
+
+    def _freeze_unreached(self) -> list[str]:
+        # one throw-away forward and backward on the unwrapped module
+        index, batch = self.batches(0, 1)[0][0]
+        batch = batch.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            return self.module.freeze_unreached(self.module(batch, self.job.targets(batch)))
+
+
+def build_optimizer(module: torch.nn.Module, options) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; no weight decay on biases and LayerNorm."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, eps=options.adam_epsilon, fused=True)

@@ -1,0 +1,68 @@
+"""Teacher logits computed once and kept, so that no epoch of the prediction step runs the teacher."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.numpy import load_file, save_file
+
+from tinybert_dist.data.batches import Collator
+from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.distill.teacher import TeacherSignals
+from tinybert_dist.files import fingerprint, fsync_folder, read_json, write_json
+from tinybert_dist.micro_batch import MicroBatch
+from tinybert_dist.training.evaluation import predict
+from tinybert_dist.training.strategy import on_main
+
+
+class KeptLogits:
+    """Targets of the prediction loss by dataset row: [N, C] in the student's label order."""
+
+    def __init__(self, logits_NC: np.ndarray):
+        self.logits_NC = torch.from_numpy(np.ascontiguousarray(logits_NC, dtype=np.float32))
+
+    def __call__(self, batch: MicroBatch) -> TeacherSignals:
+        logits = self.logits_NC[batch.rows_B.cpu()].to(batch.input_ids.device, non_blocking=True)
+        return TeacherSignals(hidden={}, attention={}, logits=logits)
+
+
+def keep_logits(
+    folder: Path,
+    teacher: Any,
+    dataset: TokenDataset,
+    collate: Collator,
+    accelerator: Accelerator,
+    *,
+    label_order: np.ndarray | None,
+    key: dict[str, Any],
+    max_tokens: int,
+) -> KeptLogits:
+    """Logits of every row from `folder`/teacher_logits.safetensors, or computed by all processes and written there.
+
+    key: fingerprints of teacher, tokenizer and data; other logits than these are computed anew. Collective.
+    """
+    path, note, wanted = (
+        folder / "teacher_logits.safetensors",
+        folder / "teacher_logits.json",
+        fingerprint(key),
+    )
+    known = on_main(accelerator, lambda: path.exists() and note.exists() and read_json(note)["key"] == wanted)
+    if not known:
+        teacher.to(accelerator.device).eval()
+        logits_NC = predict(teacher, dataset, collate, accelerator, max_tokens)
+        if label_order is not None:
+            logits_NC = logits_NC[:, label_order]
+        on_main(accelerator, _write, folder, path, note, logits_NC, wanted)
+    return KeptLogits(load_file(path)["logits"])
+
+
+def _write(folder: Path, path: Path, note: Path, logits_NC: np.ndarray, key: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    note.unlink(missing_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({"logits": logits_NC.astype(np.float32)}, temporary)
+    temporary.replace(path)
+    fsync_folder(folder)
+    write_json(note, {"key": key, "rows": len(logits_NC)})

@@ -1,0 +1,83 @@
+"""From a Job to a finished run folder: claim or resume, train, write the outputs, say how it ended."""
+
+from typing import Any
+
+from tinybert_dist.distill.modules import LossModule
+from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
+from tinybert_dist.training.health import TrainingFailed
+from tinybert_dist.training.job import Job
+from tinybert_dist.training.loop import TrainingLoop
+from tinybert_dist.training.run_folder import RunFolder
+from tinybert_dist.training.strategy import on_main
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Runs a job, resuming what its folder holds; returns what outcome.json says. Collective.
+
+    Raises UserError when the folder is another run's, TrainingFailed when the run cannot go on.
+    """
+    say = print if job.accelerator.is_main_process else _silent
+    folder = RunFolder(job.options.output_dir, job.stage, job.options, job.inputs)
+    if job.options.dry_run:
+        _describe(job, TrainingLoop(job, folder, None), say)
+        return {"outcome": "dry_run"}
+    on_main(job.accelerator, folder.claim)
+    if outcome := on_main(job.accelerator, folder.finished):
+        say(f"{job.stage}: {folder.path} is already finished (step {outcome['step']}); nothing to do")
+        return outcome
+    loop = TrainingLoop(job, folder, _newest_checkpoint(job, folder))
+    _describe(job, loop, say)
+    try:
+        stop_reason = loop.run()
+    except TrainingFailed as error:
+        if job.accelerator.is_main_process:
+            folder.end("failed", loop.step, str(error))
+        raise
+    if stop_reason:
+        say(f"{job.stage}: stopped at step {loop.step} ({stop_reason}); the same command resumes")
+        return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
+    result = loop.evaluated
+    if job.keep == "best" and loop.best:
+        load_parameters(job.module, loop.checkpoints.open(loop.best["step"]))
+        result = loop.best
+    job.module.eval()
+    result = {"step": loop.step, **result}
+    job.write_outputs(folder.path, result)
+    job.accelerator.wait_for_everyone()
+    say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
+    return on_main(job.accelerator, lambda: folder.end("finished", loop.step, "", result=result))
+
+
+def load_parameters(module: LossModule, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's weights into the unwrapped module."""
+    module.load_state_dict(checkpoint.parameters())
+
+
+def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
+    checkpoints = Checkpoints(folder.path / "checkpoints", job.options.keep_checkpoints)
+    newest = on_main(job.accelerator, checkpoints.newest)  # one process decides for all
+    if newest and job.accelerator.is_main_process:
+        print(f"{job.stage}: resuming {folder.path} from step {newest.step}")
+    return newest
+
+
+def _describe(job: Job, loop: TrainingLoop, say) -> None:
+    trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
+    facts = {
+        **job.facts,
+        "training rows": f"{len(job.dataset):,} ({job.dataset.num_tokens:,} tokens)",
+        "processes": f"{job.accelerator.num_processes} on {job.accelerator.device.type}, "
+        f"{job.accelerator.mixed_precision} mixed precision",
+        "optimizer step": f"{loop.order.batch_size} examples in {loop.constants['num_micro_batches']}+ micro-batches, "
+        f"{job.collate.layout} rows, about {job.dataset.num_tokens * loop.order.batch_size // len(job.dataset):,} tokens",
+        "steps": f"{loop.total_steps:,} ({loop.order.steps_per_epoch:,} an epoch)",
+        "trained parameters": f"{trained:,}"
+        + (f"; {len(loop.frozen)} tensors frozen" if loop.frozen else ""),
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        say(f"  {name:<{width}}  {value}")
+
+
+def _silent(*arguments: object) -> None:
+    pass
