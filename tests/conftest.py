@@ -1,10 +1,21 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TEACHER = {
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+}
+STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48, "model_type": "bert"}
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +25,77 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets ({folder.name}/ beside the checkout or TINYBERT_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Real English sentences that every Python has: the language reference's own topics."""
+    from pydoc_data.topics import topics
+
+    text = " ".join(" ".join(topics[key].split()) for key in sorted(topics))
+    found = [s for s in re.split(r"(?<=[a-z]\.) ", text) if s.isascii() and 20 < len(s) < 200 and "\t" not in s]
+    return found[:600]
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, sentences) -> Path:
+    """A folder with what a user starts from: vocab/, corpus.txt, teacher/ (random weights), student.json, task/."""
+    import json
+
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from tinybert_dist.models import load_tokenizer, save_model
+
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / "vocab").mkdir()
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(sentences, vocab_size=500, show_progress=False)
+    trainer.save_model(str(folder / "vocab"))
+    documents = ["\n".join(sentences[i : i + 8]) for i in range(0, 320, 8)]
+    (folder / "corpus.txt").write_text("\n\n".join(documents) + "\n")
+    tokenizer = load_tokenizer(folder / "vocab")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1},
+        problem_type="single_label_classification",
+        **TEACHER,
+    )
+    save_model(BertForSequenceClassification(config), tokenizer, folder / "teacher", card="a random teacher\n")
+    (folder / "student.json").write_text(json.dumps(STUDENT))
+    (folder / "task").mkdir()
+    for name, part in (("train", sentences[:160]), ("dev", sentences[160:220])):
+        rows = [f"{s}\t{'yes' if ' the ' in s else 'no'}" for s in part]
+        (folder / "task" / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """launch(stage, *arguments, num_processes=2, wait=True): a real `accelerate launch` of a stage, as a user types it.
+
+    Returns the finished process (output captured), or with wait=False the running Popen, in a process group of its own.
+    """
+    import subprocess
+    import sys
+
+    def run(stage: str, *arguments: object, num_processes: int = 2, wait: bool = True, check: bool = True):
+        config = CONFIGS / ("cpu.yaml" if num_processes == 1 else "cpu_2_processes.yaml")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        command += ["--num_processes", str(num_processes), "-m", f"tinybert_dist.stages.{stage}", *map(str, arguments)]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        process = subprocess.Popen(command, **pipe)
+        if not wait:
+            return process
+        output, _ = process.communicate(timeout=300)
+        result = subprocess.CompletedProcess(command, process.returncode, output)
+        assert not check or process.returncode == 0, output[-4000:]
+        return result
+
+    return run

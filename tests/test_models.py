@@ -150,6 +150,10 @@ def test_gamma_beta_names_and_wrapper_prefix(reference, tmp_path):
     folder = write_reference_folder(tmp_path / "old", old, reference[1]["student_config"])
     model = models.load_classifier(folder, dtype=torch.float64)
     assert close(logits_of(model, reference), reference[0]["task/student_logits"])
+    tokenizer = models.load_tokenizer(folder)
+    models.save_model(models.as_transformers_head(model), tokenizer, tmp_path / "new", card=CARD)
+    assert_reloads(tmp_path / "new", AutoModelForSequenceClassification, model)
+    assert set(load_file(tmp_path / "new" / "model.safetensors")) == set(model.state_dict())
 
 
 def test_general_checkpoint_gives_encoder_masked_lm_and_new_head(reference, general_folder):

@@ -55,7 +55,15 @@ __all__ = [
     "weights_fingerprint",
 ]
 
-HEAD_PREFIXES: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.", "pooler.", "fit_dense", "pre_classifier.")
+HEAD_PREFIXES: tuple[str, ...] = (
+    "cls.",
+    "classifier.",
+    "lm_head.",
+    "qa_outputs.",
+    "pooler.",
+    "fit_dense",
+    "pre_classifier.",
+)
 HEAD_PREFIXES += ("generator_", "discriminator_", "vocab_", "score.", "position_ids", "sop_classifier.")
 
 
@@ -183,9 +191,7 @@ def as_transformers_head(model: PreTrainedModel) -> PreTrainedModel:
 
 def label_names(config: PreTrainedConfig) -> tuple[str, ...] | None:
     """Label names in output order; None if there are only placeholders (LABEL_0 ...)."""
-    names = (
-        tuple(str(name) for _, name in sorted(config.id2label.items())) if config.id2label else ()
-    )
+    names = tuple(str(name) for _, name in sorted(config.id2label.items())) if config.id2label else ()
     placeholders = tuple(f"LABEL_{i}" for i in range(len(names)))
     return None if not names or names == placeholders else names
 
@@ -220,13 +226,14 @@ def _set_labels(
     if own and labels and {name.casefold() for name in own} != {name.casefold() for name in labels}:
         raise UserError(
             f"{file}: its labels are {', '.join(own)}, the task's are {', '.join(labels)}. Correct id2label "
-            "in its "
-            "config.json if the names mean the same, or give a model of this task."
+            "in its config.json if the names mean the same, or give a model of this task."
         )
     if own:
         return
-    outputs = asked or (len(trained) if trained is not None else config.num_labels)
-    config.num_labels = outputs
+    if trained is not None:
+        config.num_labels = len(trained)
+    elif asked:
+        config.num_labels = asked
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}

@@ -29,7 +29,7 @@ def load_tokenizer(
         lower = _choose(do_lower_case, stated.get("do_lower_case"), folder)
         lower = not is_cased(vocab) if lower is None else lower
         options = {key: stated[key] for key in ("strip_accents", "tokenize_chinese_chars") if key in stated}
-        tokenizer = BertTokenizer(vocab=vocab, do_lower_case=lower, **options)
+        tokenizer: Any = BertTokenizer(vocab=vocab, do_lower_case=lower, **options)
         stated_length = stated.get("model_max_length")
     else:
         tokenizer = _load_auto(folder)

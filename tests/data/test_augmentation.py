@@ -164,6 +164,22 @@ def test_logits_at_works_for_roberta():
         assert model(input_ids=ids).logits.shape == (3, 12, 50)
 
 
+def test_bfloat16_encoder_keeps_a_float32_head(tmp_path, masked_lm):
+    folder = save_masked_lm(tmp_path)
+    pair = load_masked_lm(folder), load_tokenizer(folder)
+    found = finder(pair, dtype=torch.bfloat16).find(TEXTS)
+    model = pair[0]
+    assert model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
+    assert model.cls.predictions.decoder.weight.dtype == torch.float32
+    exact = finder(masked_lm).find(TEXTS)
+    shared = [
+        len(set(found[t].options[i]) & set(exact[t].options[i])) / len(exact[t].options[i])
+        for t in TEXTS
+        for i in exact[t].options
+    ]
+    assert sum(shared) / len(shared) > 0.8
+
+
 def test_continuations_and_special_tokens_are_no_words(masked_lm):
     words = whole_words(masked_lm[1])
     ids = masked_lm[1].get_vocab()

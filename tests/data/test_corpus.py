@@ -195,7 +195,7 @@ def test_an_interrupted_run_keeps_the_finished_files(texts, tmp_path, monkeypatc
 
 
 def test_a_killed_process_leaves_no_half_part(texts, tmp_path):
-    # a named pipe as second file: the process hangs inside it with the first one finished, and is killed there
+    # a named pipe as second file: the process hangs in it with the first one finished, and is killed
     os.mkfifo(texts / "zz.txt")
     (texts / "b.txt").unlink()
     (texts / "c.txt").unlink()

@@ -65,6 +65,9 @@ def test_bad_bytes_are_named_with_line_and_offset_or_counted(tmp_path):
     assert bad.total == 2
     assert "2 x byte" in bad.summary() and "a.txt:2" in bad.summary()
     assert path.read_bytes()[9] == 0xFF
+    path = write(tmp_path / "b.txt", b"\xef\xbb\xbfab\xff\n")
+    with pytest.raises(UserError, match=r"b\.txt:1: byte 0xff at offset 5"):
+        lines_of(path)
 
 
 def test_bad_records_merge_and_have_no_summary_when_there_are_none():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data import tokens
 from tinybert_dist.data.tokens import TokenDataset, TokenWriter, write_joined_manifest
 
 
@@ -52,6 +53,12 @@ def test_the_ids_are_a_view_of_the_mapped_file(folder):
     assert all(not shard.ids.flags.owndata and not shard.ids.flags.writeable for shard in dataset._shards)
     dataset.fetch([0])[0].input_ids[:] = 7
     assert TokenDataset.open(folder, verify=True).fetch([0])[0].input_ids.tolist() == make_rows()[0][0]
+
+
+def test_a_shard_of_long_rows_ends_by_its_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "TOKENS_PER_SHARD", 50)
+    dataset = TokenDataset.open(write(tmp_path / "t", [[7] * 20] * 7, [20] * 7))
+    assert [len(shard.segment_b) for shard in dataset._shards] == [3, 3, 1]
 
 
 def test_labels(tmp_path):
@@ -152,6 +159,14 @@ def swap(path):
 def test_a_damaged_shard_is_named_with_the_remedy(folder, damage):
     damage(folder / "tokens-00003.arrow")
     with pytest.raises(UserError, match=r"tokens-00003\.arrow.*Delete the folder and prepare it again"):
+        TokenDataset.open(folder)
+
+
+def test_a_shard_that_grew_is_damaged(folder):
+    path = folder / "tokens-00001.arrow"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UserError, match=rf"{size + 4} bytes where manifest\.json says {size}: damaged"):
         TokenDataset.open(folder)
 
 

@@ -154,7 +154,6 @@ def test_batch_size_does_not_change_the_file_and_the_seed_does(tmp_path, model_d
 
 
 def test_killed_run_continues_with_the_same_bytes(tmp_path, model_dir, monkeypatch):
-    monkeypatch.setattr(augment, "BLOCK_EXAMPLES", 2)
     write(
         tmp_path / "train.tsv",
         [
@@ -163,7 +162,8 @@ def test_killed_run_continues_with_the_same_bytes(tmp_path, model_dir, monkeypat
         ],
     )
     undisturbed = options(model_dir, glue_dir=tmp_path, task_name="SST-2", output_dir=tmp_path / "a")
-    whole = run(undisturbed)
+    whole = run(undisturbed)  # in one block
+    monkeypatch.setattr(augment, "BLOCK_EXAMPLES", 2)
     original = augment.BlockFile.append
     appended = []
 

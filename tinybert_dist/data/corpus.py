@@ -50,8 +50,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenises the files of `source` (file, folder or glob) into `output_dir`; TokenDataset.open reads it.
 
-    Returns the summary: files, files_tokenized, text_tokens_tokenized of this run (0 if nothing changed), the counts
-    of the whole corpus, bad_records, unknown_pct. With `dry_run` nothing is written.
+    Returns the summary: files, files_tokenized, text_tokens_tokenized of this run (0 if nothing changed), the
+    counts of the whole corpus, bad_records, unknown_pct. With `dry_run` nothing is written.
     Raises UserError for bad options, bad records, or a folder that holds anything else; warns when more than
     5 % of the tokens are unknown to the vocabulary.
     """

@@ -69,7 +69,7 @@ def build_part(
     on_bad_record: str,
     on_read: OnRead | None = None,
 ) -> None:
-    """Writes a file's rows to `folder`, which appears whole or not at all. Raises UserError for bad records."""
+    """Writes a file's rows to `folder`, whole or not at all. Raises UserError for bad records."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     bad = BadRecords("skip" if on_bad_record == "skip" else "error")
     counts: Counter[str] = Counter(documents=0, sentences=0, text_tokens=0, unknown_tokens=0, cut_tokens=0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
@@ -48,8 +49,10 @@ class MaskedWords:
         max_seq_length: int = 512,
         batch_tokens: int = 4096,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`segmenter` has the dictionary of Chinese words, which is read when one is met.
+        """`segmenter` has the dictionary of Chinese words, which is read when one is met; `dtype` is the
+        encoder's (the head stays as it is: in bfloat16 neighbouring logits would tie).
 
         Raises UserError for a tokenizer without a mask token or with more tokens than the model.
         """
@@ -63,6 +66,7 @@ class MaskedWords:
             )
         self._device = torch.device(device)
         self._model = model.eval().requires_grad_(False).to(self._device)
+        _convert_encoder(self._model, dtype)
         self._segmenter, self._top, self._batch_tokens = segmenter, top, batch_tokens
         self._max_seq_length = min(max_seq_length, _num_positions(model))
         self._word_of_id = whole_words(tokenizer)
@@ -172,14 +176,25 @@ def logits_at(
     def gather(_module, _arguments, output):
         hidden_QSD = output[0]
         rows = torch.arange(places_QW.shape[0], device=places_QW.device)[:, None]
-        output["last_hidden_state"] = hidden_QSD[rows, places_QW]
+        output["last_hidden_state"] = hidden_QSD[rows, places_QW].to(head_dtype)
         return output
+
+    head_dtype = model.get_output_embeddings().weight.dtype
 
     hook = model.base_model.register_forward_hook(gather)
     try:
         return model(**inputs, return_dict=True).logits
     finally:
         hook.remove()
+
+
+def _convert_encoder(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    decoder = model.get_output_embeddings()
+    # the decoder shares its weight with the input embeddings, which are converted
+    weight = decoder.weight.detach().clone() if decoder.weight.dtype != dtype else None
+    model.base_model.to(dtype)
+    if weight is not None:
+        decoder.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:

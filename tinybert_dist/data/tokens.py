@@ -20,7 +20,7 @@ from tinybert_dist.files import fingerprint, fsync_folder, read_json, sha256_of,
 FORMAT, VERSION = "tinybert_dist.tokens", 1
 MANIFEST = "manifest.json"
 ROWS_PER_SHARD = 1 << 16
-TOKENS_PER_SHARD = 1 << 24
+TOKENS_PER_SHARD = 1 << 22
 REBUILD = "Delete the folder and prepare it again."
 
 
@@ -38,7 +38,7 @@ class TokenWriter:
 
     The manifest is written at the end of the block, atomically; an exception leaves a folder without one,
     which TokenDataset.open refuses. `header` may be filled until then. An older dataset there is replaced.
-    A shard ends after `rows_per_shard` rows or about 16.8 M tokens, whichever comes first.
+    A shard ends after `rows_per_shard` rows or about 4.2 M tokens, whichever comes first.
     """
 
     def __init__(

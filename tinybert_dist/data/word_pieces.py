@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fingerprint
 
-MAX_CACHED_WORDS = 200_000
+MAX_CACHED_WORDS = 100_000
 MAX_CACHED_CHARS = 40
 # marks of ASCII punctuation (and ideographs, if the normaliser separates them) are words of their own
 PUNCTUATION, IDEOGRAPHS = r"!-/:-@\[-`{-~", "\u4e00-\u9fff"

@@ -61,7 +61,7 @@ def to_markdown(card: Mapping[str, Any], picture: str = "report.png") -> str:
     lines += [
         "",
         f"Speed: {teacher['length_tokens']} tokens per text, the models taking turns, on "
-        f"{hardware['device']}, {hardware['threads']} threads, torch {hardware['torch']}, "
+        f"{hardware['device']}, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}, torch {hardware['torch']}, "
         f"Python {hardware['python']}.",
         "",
         *(f"- {TITLES[role]}: `{card[role]['folder']}`" for role in roles),

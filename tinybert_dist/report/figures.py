@@ -187,5 +187,5 @@ def _footnote(card: Mapping[str, Any]) -> str:
     hardware = card["hardware"]
     return (
         f"Speed: {card['teacher']['length_tokens']} tokens, batch 1, {hardware['device']}, "
-        f"{hardware['threads']} threads, torch {hardware['torch']}"
+        f"{hardware['threads']} thread{'s' * (hardware['threads'] != 1)}, torch {hardware['torch']}"
     )

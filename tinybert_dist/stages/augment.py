@@ -17,7 +17,7 @@ from tinybert_dist.data.segmenters import SEGMENTERS
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_vectors import WordVectors
 from tinybert_dist.files import fingerprint, sha256_of
-from tinybert_dist.models import load_masked_lm, load_tokenizer, lowers, weights_fingerprint
+from tinybert_dist.models import LoadReport, load_masked_lm, load_tokenizer, lowers, weights_fingerprint
 
 DRAWS_OF_TASK = {"CoLA": 30, "MRPC": 30, "RTE": 30, "SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10}
 OTHER_DRAWS = 30
@@ -66,6 +66,12 @@ class AugmentConfig(StageOptions):
     max_seq_length: int = HfArg(default=512, help="tokens of a query (the sentence twice), cut beyond")
     batch_tokens: int | None = HfArg(default=None, help="tokens of one forward; default CPU 4096, GPU 65536")
     max_examples: int | None = HfArg(default=None, help="augment only the first so many examples")
+    dtype: str = HfArg(
+        default="float32",
+        help="precision of the encoder; bfloat16 is 2 to 4 times as fast where the machine has it, and moves "
+        "the order of nearly equal candidates",
+        metadata={"choices": ["float32", "bfloat16"]},
+    )
     device: str | None = HfArg(default=None, help="cpu, cuda ...; default: cuda when there is one")
 
 
@@ -150,11 +156,13 @@ def _finder(config: AugmentConfig, bad: BadRecords) -> tuple[CandidateFinder, li
     tokenizer = load_tokenizer(config.pretrained_bert_model, config.do_lower_case)
     model = load_masked_lm(config.pretrained_bert_model)
     tied = ("decoder.weight", "decoder.bias")
-    if untrained := [key for key in model.load_report.missing if not key.endswith(tied)]:
+    report: LoadReport = model.load_report  # type: ignore[assignment]
+    if untrained := [key for key in report.missing if not key.endswith(tied)]:
         raise UserError(
             f"--pretrained_bert_model {config.pretrained_bert_model}: no trained masked-LM head there "
             f"(no {', '.join(untrained[:3])}). Give the pre-trained model, not one fine-tuned for a task."
         )
+    weights = weights_fingerprint(model)
     segmenter = SEGMENTERS[config.segmenter](lowers(tokenizer))
     masked_words = MaskedWords(
         model,
@@ -164,11 +172,12 @@ def _finder(config: AugmentConfig, bad: BadRecords) -> tuple[CandidateFinder, li
         max_seq_length=config.max_seq_length,
         batch_tokens=config.batch_tokens or BATCH_TOKENS.get(torch.device(device).type, 4096),
         device=device,
+        dtype=getattr(torch, config.dtype),
     )
     vectors = WordVectors.read(config.glove_embs, bad, device=device) if config.glove_embs else None
     glove = sha256_of(config.glove_embs) if config.glove_embs else None
     words = fingerprint(tokenizer.backend_tokenizer.to_str())
-    identity = [weights_fingerprint(model), words, glove, config.M, config.segmenter, config.max_seq_length]
+    identity = [weights, words, glove, config.M, config.segmenter, config.max_seq_length, config.dtype]
     return CandidateFinder(segmenter, masked_words, vectors, config.M), identity
 
 

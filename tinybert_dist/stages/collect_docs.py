@@ -6,7 +6,7 @@ teacher gets every label; the student gets a few, and the rest of the text witho
     corpus/part-00000.txt ...       training text, one sentence per line, a blank line between documents
     teacher/{train,dev,test}.tsv    header `sentence<TAB>label`
     student/{train,dev,test}.tsv    the same dev and test; train holds --num_labelled rows
-    student/unlabelled.txt          every training text, one per line
+    student/unlabelled.txt          the other training texts, one per line
     vocab.txt                       WordPiece of the training text, lower-case
     manifest.json                   written last: counts, versions, fingerprint
 """
@@ -80,9 +80,8 @@ def run(config: CollectDocsConfig) -> dict[str, Any]:
     for split, texts in splits.items():
         write_atomic(output / "teacher" / f"{split}.tsv", _tsv(texts))
         write_atomic(output / "student" / f"{split}.tsv", _tsv(texts[: _student_rows(split, texts, config)]))
-    write_atomic(
-        output / "student" / "unlabelled.txt", "".join(f"{' '.join(text.sentences)}\n" for text in train)
-    )
+    unlabelled = "".join(f"{' '.join(text.sentences)}\n" for text in train[config.num_labelled :])
+    write_atomic(output / "student" / "unlabelled.txt", unlabelled)
     num_sentences = _write_corpus(
         output / "corpus", _training_documents(documents, splits), config.rows_per_shard
     )
@@ -143,7 +142,7 @@ def train_vocabulary(texts: Sequence[Text], vocab_size: int) -> list[str]:
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    # letters get their ids here: left to the trainer, ids, and with them ties, follow the order of a hash table
+    # letters get their ids here: left to the trainer, ids (and so ties) follow the order of a hash table
     letters = sorted({letter for line in lines for letter in line.lower() if not letter.isspace()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     special += [f"##{letter}" for letter in letters if letter.isalnum()]

@@ -26,6 +26,7 @@ import yaml
 
 from tinybert_dist import cli
 from tinybert_dist.config import UserError
+from tinybert_dist.files import read_json
 
 VARIABLE = re.compile(r"\$\{(\w*)\}")
 STAGE_KEYS = {"name", "stage", "args"}
@@ -107,6 +108,9 @@ def run(recipe: Recipe, launcher: Sequence[str] = (), dry_run: bool = False) -> 
                 flush=True,
             )
             raise SystemExit(code)
+        if _was_interrupted(step):
+            print(f"pipeline: stage {step.name} was interrupted and saved; run the same command to go on")
+            return seconds
     if not dry_run:
         _summary(recipe, seconds)
     return seconds
@@ -142,6 +146,13 @@ def _run_here(step: Step) -> int:
     finally:
         _reset_process()
     return 0
+
+
+def _was_interrupted(step: Step) -> bool:
+    # an interrupted stage exits with 0; what follows must not take its half for the whole
+    options = dict(zip(step.argv, step.argv[1:], strict=False))
+    outcome = Path(options.get("--output_dir", "")) / "outcome.json"
+    return outcome.is_file() and read_json(outcome).get("outcome") == "interrupted"
 
 
 def _reset_process() -> None:
@@ -190,9 +201,11 @@ def _resolve(variables: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for _ in range(len(variables) + 1):
         filled = {key: _fill(value, variables, f"{path}: {key}") for key, value in variables.items()}
         if filled == variables:
-            return filled
+            break
         variables = filled
-    raise UserError(f"{path}: the variables {', '.join(variables)} use each other in a circle.")
+    if circular := [key for key, value in variables.items() if VARIABLE.search(str(value))]:
+        raise UserError(f"{path}: the variables {', '.join(circular)} use each other in a circle.")
+    return variables
 
 
 def _fill(value: Any, variables: dict[str, Any], where: str) -> Any:

@@ -36,7 +36,9 @@ class PrepareCorpusConfig(StageOptions):
     )
     text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV, TSV and Parquet")
     do_lower_case: bool | None = HfArg(
-        default=None, help="lower-case the text; default: what the tokenizer says"
+        default=None,
+        help="lower-case the text; default: what the tokenizer says",
+        metadata={"nargs": "?", "const": True},
     )
     num_workers: int = HfArg(default=1, help="processes that share the input files")
 

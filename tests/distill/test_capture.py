@@ -1,0 +1,126 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from tinybert_dist.data.batches import Collator
+from tinybert_dist.data.tokens import Sample
+from tinybert_dist.distill.capture import can_pack, classify, encode, masked_lm_head, truncate_layers, uses_capture
+from tinybert_dist.distill.layer_map import build_layer_map
+from tinybert_dist.distill.teacher import Teacher
+
+SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+SIZES |= {"max_position_embeddings": 40, "num_labels": 3}
+FAMILIES = {
+    "bert": (BertForSequenceClassification, BertConfig(**SIZES)),
+    "roberta": (RobertaForSequenceClassification, RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1)),
+    "electra": (ElectraForSequenceClassification, ElectraConfig(**SIZES, embedding_size=16)),
+}
+
+
+def samples(lengths=(9, 4, 13, 1)):
+    rng = np.random.default_rng(0)
+    return [Sample(i, rng.integers(5, 50, n), (n + 1) // 2 if n > 3 else n, 0.0) for i, n in enumerate(lengths)]
+
+
+def build(family):
+    torch.manual_seed(0)
+    model_class, config = FAMILIES[family]
+    return model_class(copy.deepcopy(config)).eval().double()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_transformers_own_padded_forward(family):
+    model = build(family)
+    pad = model.config.pad_token_id
+    padded = Collator("padded", pad)(samples())
+    segments = padded.token_type_ids * (model.config.type_vocab_size > 1)
+    with torch.no_grad():
+        expected = model(padded.input_ids, attention_mask=padded.attention_mask, token_type_ids=segments)
+        uses_capture(model)
+        for layout in ("packed", "padded", "fixed"):
+            batch = Collator(layout, pad, 20)(samples())
+            encoded = encode(model, batch, {0, 2})
+            logits = classify(model, batch, encoded.hidden[-1])
+            assert torch.allclose(logits, expected.logits, atol=1e-10), layout
+            assert set(encoded.attention) == {0, 2}
+    assert can_pack(model, Collator("packed", pad), Collator("padded", pad), samples((3, 7)))
+
+
+def test_packed_captures_equal_padded_captures():
+    model = uses_capture(build("bert"))
+    with torch.no_grad():
+        packed = encode(model, Collator("packed", 0)(samples()), {1})
+        padded = encode(model, Collator("padded", 0)(samples()), {1})
+    for one, other in zip(packed.attention[1], padded.attention[1], strict=True):
+        for row, sample in enumerate(samples()):
+            length = len(sample.input_ids)
+            assert torch.allclose(one[row, :, :length], other[row, :, :length], atol=1e-12)
+            assert not one[row, :, length:].any()  # zeros, so the losses need no mask
+
+
+def test_a_model_without_position_ids_is_found_unpackable():
+    config = DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=40)
+    model = DistilBertForSequenceClassification(config)
+    model.train()
+    assert not can_pack(model, Collator("packed", 0), Collator("padded", 0), samples((3, 7)))
+    assert model.training
+
+
+def test_dropping_the_block_mask_is_noticed():
+    """Guard: without the mask of shorter sequences packed and padded differ."""
+    model = uses_capture(build("bert"))
+
+    def unmasked(batch_samples):
+        from dataclasses import replace
+
+        return replace(Collator("packed", 0)(batch_samples), block_mask=None)
+
+    assert not can_pack(model, unmasked, Collator("padded", 0), samples((3, 9)))
+
+
+def test_teacher_stops_after_the_highest_mapped_layer():
+    whole = uses_capture(build("bert"))
+    batch = Collator("packed", 0)(samples())
+    with torch.no_grad():
+        expected = encode(whole, batch).hidden
+    teacher = Teacher(build("bert"), build_layer_map("1:1,2:2", 2, 3))
+    signals = teacher(batch)
+    assert len(teacher.model.encoder.layer) == 2
+    assert set(signals.hidden) == {0, 1, 2} and set(signals.attention) == {1, 2} and signals.logits is None
+    for layer, hidden in signals.hidden.items():
+        assert torch.equal(hidden, expected[layer])
+    assert teacher.forwards == 1
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_teacher_logits_follow_the_label_order():
+    order = torch.tensor([2, 0, 1])
+    batch = Collator("packed", 0)(samples())
+    plain, ordered = (Teacher(build("bert"), with_logits=True, label_order=o) for o in (None, order))
+    assert torch.equal(ordered(batch).logits, plain(batch).logits[:, order])
+
+
+def test_truncation_leaves_shallow_models_alone():
+    model = build("bert")
+    truncate_layers(model, 5)
+    assert model.config.num_hidden_layers == len(model.bert.encoder.layer) == 3
+
+
+def test_masked_lm_head_is_one_module():
+    model = BertForMaskedLM(BertConfig(**SIZES))
+    assert masked_lm_head(model) is model.cls
+    with pytest.raises(ValueError, match="not one module"):
+        masked_lm_head(build("bert"))

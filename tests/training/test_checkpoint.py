@@ -1,0 +1,104 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from tinybert_dist.config import UserError
+from tinybert_dist.training.checkpoint import Checkpoints
+
+
+def trained(seed=0, steps=3):
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(steps):
+        module(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return module, optimizer
+
+
+def save(checkpoints, step, needs=()):
+    return checkpoints.save(*trained(steps=step), {"step": step, "needs": list(needs)})
+
+
+def test_restore_continues_to_the_same_bits(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    module, optimizer = trained()
+    checkpoints.save(module, optimizer, {"step": 3, "needs": []})
+    other, other_optimizer = trained(seed=9, steps=1)
+    checkpoints.newest().restore(other, other_optimizer)
+    for m, o in ((module, optimizer), (other, other_optimizer)):
+        m(torch.ones(5, 4) / 3).square().sum().backward()
+        o.step()
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_no_pickle_anywhere(tmp_path):
+    folder = save(Checkpoints(tmp_path, 2), 1)
+    assert {p.name for p in folder.iterdir()} == {
+        "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json",
+    }  # fmt: skip
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "flipped": lambda f: flip(f / "model.safetensors"),
+    "truncated": lambda f: (f / "optimizer.safetensors").write_bytes(b"short"),
+    "missing file": lambda f: (f / "state.json").unlink(),
+    "no manifest": lambda f: (f / "manifest.json").unlink(),
+    "empty manifest": lambda f: (f / "manifest.json").write_text(""),
+    "manifest of other shape": lambda f: (f / "manifest.json").write_text(json.dumps({"files": []})),
+    "renamed": lambda f: f.rename(f.with_name("step-00000009")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path, kind):
+    checkpoints, said = Checkpoints(tmp_path, 3), []
+    for step in (1, 2):
+        save(checkpoints, step)
+    DAMAGE[kind](checkpoints.path(2))
+    assert checkpoints.newest(said.append).step == 1
+    assert len(said) == 1 and "damaged" in said[0]
+
+
+def test_all_damaged_stops_instead_of_starting_afresh(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 3)
+    for step in (1, 2):
+        flip(save(checkpoints, step) / "model.safetensors")
+    with pytest.raises(UserError, match="2 checkpoints and none is whole"):
+        checkpoints.newest(lambda message: None)
+
+
+def test_none_at_all_is_a_fresh_start(tmp_path):
+    assert Checkpoints(tmp_path / "none", 2).newest() is None
+
+
+def test_pruning_keeps_the_newest_and_what_they_need(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    save(checkpoints, 1)
+    for step in (2, 3, 4):
+        save(checkpoints, step, needs=[1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003", "step-00000004"]
+    shutil.rmtree(checkpoints.path(1))
+    with pytest.raises(UserError, match="none is whole"):
+        checkpoints.newest(lambda message: None)
+
+
+def test_an_interrupted_save_is_not_a_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    save(checkpoints, 1)
+    unfinished = tmp_path / ".step-00000002.tmp"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.newest().step == 1
+    save(checkpoints, 2)
+    assert checkpoints.newest().step == 2 and not unfinished.exists()
