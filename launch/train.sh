@@ -16,7 +16,7 @@ usage: sh launch/train.sh TRAIN_FILE TEACHER STUDENT OUTPUT [--flags of general_
 
 Each may be an environment variable of the same name instead. More variables, with their defaults:
   NUM_PROCESSES 1       processes; with more than one, accelerate launch starts them
-  ACCELERATE_CONFIG     its config file (default: accelerate_configs/multi_gpu.yaml, or cpu.yaml without a GPU)
+  ACCELERATE_CONFIG     its config file (default: multi_gpu.yaml of accelerate_configs/, without a GPU cpu_2_processes.yaml)
   MAX_SEQ_LEN 128       TRAIN_BATCH_SIZE 32     LEARNING_RATE 1e-4      NUM_TRAIN_EPOCHS 3
 USAGE
     printf '\nmissing: %s\n' "$1" >&2
@@ -46,6 +46,6 @@ if [ "$NUM_PROCESSES" = 1 ] && [ -z "${ACCELERATE_CONFIG:-}" ]; then
 fi
 if [ -z "${ACCELERATE_CONFIG:-}" ]; then
     if has_nvidia_gpu; then ACCELERATE_CONFIG=$ROOT/accelerate_configs/multi_gpu.yaml
-    else ACCELERATE_CONFIG=$ROOT/accelerate_configs/cpu.yaml; fi
+    else ACCELERATE_CONFIG=$ROOT/accelerate_configs/cpu_2_processes.yaml; fi
 fi
 exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" --num_processes "$NUM_PROCESSES" "$@"

@@ -2,6 +2,7 @@
 missing.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fsync_folder, write_json
@@ -103,18 +103,21 @@ def _put(file: Path, target: Path) -> None:
 
 
 def _write_weights(model: PreTrainedModel, staged: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model.save_pretrained(staged, state_dict=state_dict)
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    config = json.loads((staged / "config.json").read_text(encoding="utf-8"))
+    # save_pretrained would import deepspeed wherever it is installed, a matter of seconds
+    state = model.state_dict() if state_dict is None else state_dict
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = {name for name, source in tied.items() if name in state and source in state}
+    weights = {name: t.detach().cpu().contiguous() for name, t in state.items() if name not in tied}
+    save_file(weights, staged / "model.safetensors", metadata={"format": "pt"})
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = next(t.dtype for t in weights.values() if t.is_floating_point())
+    config.save_pretrained(staged)
+    values = json.loads((staged / "config.json").read_text(encoding="utf-8"))
     kept = ("dtype", "transformers_version")
     write_json(
         staged / "config.json",
-        {key: value for key, value in config.items() if key in kept or key not in DROPPED_KEYS},
+        {key: value for key, value in values.items() if key in kept or key not in DROPPED_KEYS},
     )
 
 

@@ -58,11 +58,11 @@ def to_markdown(card: Mapping[str, Any], picture: str = "report.png") -> str:
             f"distillation adds {card['gain_over_label_only']:+.3f} to its score.",
         ]
     hardware = card["hardware"]
+    threads = f"{hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
     lines += [
         "",
         f"Speed: {teacher['length_tokens']} tokens per text, the models taking turns, on "
-        f"{hardware['device']}, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}, torch {hardware['torch']}, "
-        f"Python {hardware['python']}.",
+        f"{hardware['device']}, {threads}, torch {hardware['torch']}, Python {hardware['python']}.",
         "",
         *(f"- {TITLES[role]}: `{card[role]['folder']}`" for role in roles),
         "",

@@ -80,7 +80,7 @@ def _draw_scores(axes: Any, card: Mapping[str, Any], roles: Sequence[str]) -> No
     for bar, role, value in zip(bars, roles, values, strict=True):
         share = value / card["teacher"]["score"] if card["teacher"]["score"] > 0 else None
         label = f"{value:.3f}" + (
-            f"  ({100 * share:.0f} %)" if share is not None and role != "teacher" else ""
+            f"  ({100 * share:.1f} %)" if share is not None and role != "teacher" else ""
         )
         axes.annotate(
             label,

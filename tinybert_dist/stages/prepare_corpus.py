@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
@@ -104,7 +105,7 @@ def summary_line(summary: dict[str, Any]) -> str:
     return "prepared: " + "; ".join(parts)
 
 
-def _bare_speed(files: Sequence[os.PathLike], pieces: WordPieces, text_column: str) -> float | None:
+def _bare_speed(files: Sequence[Path], pieces: WordPieces, text_column: str) -> float | None:
     # the first sentences, in memory, through the tokenizer and nothing else: the yardstick of this machine
     stream = read_sentences(files[0], BadRecords("skip"), text_column)
     try:

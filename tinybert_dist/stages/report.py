@@ -59,7 +59,9 @@ def run(config: ReportConfig) -> dict[str, Any]:
         print(f"report: {output} is up to date")
         return finished
     device = _device(config.device)
-    models = {role: load_classifier(folder).to(device) for role, folder in folders.items()}
+    models = {role: load_classifier(folder) for role, folder in folders.items()}
+    for model in models.values():
+        model.to(device)  # type: ignore[arg-type]  # the wrapper that transformers puts around it hides the types
     speed = measure.measure_speed(
         models, length_tokens=config.length_tokens, batch_size=config.batch_size, repeats=config.repeats
     )
