@@ -21,7 +21,9 @@ STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_si
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real corpora and task data beside the checkout, or TINYBERT_TEST_DATA; the test is skipped without them."""
-    folder = Path(os.environ.get("TINYBERT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    folder = Path(
+        os.environ.get("TINYBERT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+    )
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets ({folder.name}/ beside the checkout or TINYBERT_TEST_DATA)")
     return folder
@@ -33,7 +35,9 @@ def sentences() -> list[str]:
     from pydoc_data.topics import topics
 
     text = " ".join(" ".join(topics[key].split()) for key in sorted(topics))
-    found = [s for s in re.split(r"(?<=[a-z]\.) ", text) if s.isascii() and 20 < len(s) < 200 and "\t" not in s]
+    found = [
+        s for s in re.split(r"(?<=[a-z]\.) ", text) if s.isascii() and 20 < len(s) < 200 and "\t" not in s
+    ]
     return found[:600]
 
 
@@ -64,7 +68,9 @@ def workspace(tmp_path_factory, sentences) -> Path:
         problem_type="single_label_classification",
         **TEACHER,
     )
-    save_model(BertForSequenceClassification(config), tokenizer, folder / "teacher", card="a random teacher\n")
+    save_model(
+        BertForSequenceClassification(config), tokenizer, folder / "teacher", card="a random teacher\n"
+    )
     (folder / "student.json").write_text(json.dumps(STUDENT))
     (folder / "task").mkdir()
     for name, part in (("train", sentences[:160]), ("dev", sentences[160:220])):
@@ -88,8 +94,19 @@ def launch():
     def run(stage: str, *arguments: object, num_processes: int = 2, wait: bool = True, check: bool = True):
         config = CONFIGS / ("cpu.yaml" if num_processes == 1 else "cpu_2_processes.yaml")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        command += ["--num_processes", str(num_processes), "-m", f"tinybert_dist.stages.{stage}", *map(str, arguments)]
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        command += [
+            "--num_processes",
+            str(num_processes),
+            "-m",
+            f"tinybert_dist.stages.{stage}",
+            *map(str, arguments),
+        ]
+        pipe = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "start_new_session": True,
+        }
         process = subprocess.Popen(command, **pipe)
         if not wait:
             return process

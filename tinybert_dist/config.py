@@ -6,14 +6,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
-from transformers.hf_argparser import HfArg
+from transformers.hf_argparser import HfArg as _HfArg
 
 __all__ = ["HfArg", "StageOptions", "UserError", "parse", "run_stage", "to_dict", "to_yaml"]
 
+HfArg: Callable[..., Any] = _HfArg  # a field of any type, as dataclasses.field is declared
 ConfigT = TypeVar("ConfigT", bound="StageOptions")
 SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -26,12 +27,12 @@ class UserError(ValueError):
 class StageOptions:
     """What every stage takes."""
 
-    output_dir: str = HfArg(help="folder this stage writes; the same command on it resumes or says it is finished")
+    output_dir: str = HfArg(
+        help="folder this stage writes; the same command on it resumes or says it is finished"
+    )
     seed: int = HfArg(default=42, help="seed of every draw: order, dropout, masks, initial weights")
-    on_bad_record: str = HfArg(
-        default="error",
-        help="malformed input rows: stop with file and line, or count them and go on",
-        metadata={"choices": ["error", "skip"]},
+    on_bad_record: Literal["error", "skip"] = HfArg(
+        default="error", help="malformed input rows: stop with file and line, or count them and go on"
     )
     dry_run: bool = HfArg(default=False, help="print what would be done (sizes, steps, layer map) and stop")
 
@@ -45,7 +46,9 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> Con
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(config_class, allow_abbrev=False, prog=_program_name(config_class))
     parser.add_argument("--config", help="YAML file with the same keys; the command line wins")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and exit")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved options as YAML and exit"
+    )
     known = [option for action in parser._actions for option in action.option_strings]
     config_file = _config_file(argv)
     from_file = _yaml_to_argv(config_file, known) if config_file else []
@@ -60,7 +63,9 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> Con
     return config
 
 
-def run_stage(run: Callable[[ConfigT], Any], config_class: type[ConfigT], argv: Sequence[str] | None = None) -> Any:
+def run_stage(
+    run: Callable[[ConfigT], Any], config_class: type[ConfigT], argv: Sequence[str] | None = None
+) -> Any:
     """A stage's main(): parse, run; a UserError becomes one readable message and exit code 2."""
     try:
         return run(parse(config_class, argv))

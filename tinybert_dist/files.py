@@ -37,7 +37,11 @@ def fsync_folder(folder: str | Path) -> None:
 def sha256_of(path: str | Path) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(file)
+        )
 
 
 def _sha256(file) -> str:

@@ -23,7 +23,9 @@ class MicroBatch:
     max_length: int
     is_dummy: bool = False  # holds a rank's place in a collective, counts for nothing
     position_ids: Tensor | None = None  # [1, T], from 0 in every sequence; None when padded
-    block_index_T: Tensor | None = None  # where packed token t stands in flattened [B, S] blocks; None when padded
+    block_index_T: Tensor | None = (
+        None  # where packed token t stands in flattened [B, S] blocks; None when padded
+    )
     attention_mask: Tensor | None = None  # padded: [B, S] of 0/1; packed: None
     block_mask: Tensor | None = None  # packed: bool [B, 1, 1, S]; None when no block has padding
     token_labels: Tensor | None = None  # masked-LM targets in the shape of input_ids, -100 elsewhere

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from tinybert_dist.data.batches import Collator, StepBatches, draw_seed, evaluation_batches, masked_language_model
+from tinybert_dist.data.batches import (
+    Collator,
+    StepBatches,
+    draw_seed,
+    evaluation_batches,
+    masked_language_model,
+)
 from tinybert_dist.data.order import Order
 from tinybert_dist.data.tokens import TokenDataset
 
@@ -17,7 +23,8 @@ def dataset():
 def steps_of(dataset, world_size, **kwargs):
     law = Order(len(dataset), 16, seed=1)
     return [
-        StepBatches(dataset, law, Collator("packed", 0), 4, None, rank, world_size, **kwargs) for rank in range(world_size)
+        StepBatches(dataset, law, Collator("packed", 0), 4, None, rank, world_size, **kwargs)
+        for rank in range(world_size)
     ]
 
 
@@ -31,7 +38,9 @@ def test_any_world_size_computes_the_same_micro_batches(dataset, world_size):
     for step in (0, 5, 6, 7):  # 6 is the short last step of the first epoch
         expected = real(alone[step])
         shares = [ranks[step] for ranks in steps_of(dataset, world_size)]
-        assert len({len(share) for share in shares}) == 1  # nobody waits for a micro-batch another does not have
+        assert (
+            len({len(share) for share in shares}) == 1
+        )  # nobody waits for a micro-batch another does not have
         together = {}
         for share in shares:
             together |= real(share)
@@ -44,7 +53,11 @@ def test_loader_starts_anywhere_and_does_not_depend_on_workers(dataset):
     batches = steps_of(dataset, 1)[0]
     whole = [b.rows_B.tolist() for s in range(10) for _, b in batches[s]]
     for workers in (0, 2):
-        tail = [b.rows_B.tolist() for s in batches.loader(3, 10, num_workers=workers, pin_memory=False) for _, b in s]
+        tail = [
+            b.rows_B.tolist()
+            for s in batches.loader(3, 10, num_workers=workers, pin_memory=False)
+            for _, b in s
+        ]
         assert tail == whole[12:]
 
 

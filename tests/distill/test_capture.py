@@ -17,11 +17,24 @@ from transformers import (
 
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import Sample
-from tinybert_dist.distill.capture import can_pack, classify, encode, masked_lm_head, truncate_layers, uses_capture
+from tinybert_dist.distill.capture import (
+    can_pack,
+    classify,
+    encode,
+    masked_lm_head,
+    truncate_layers,
+    uses_capture,
+)
 from tinybert_dist.distill.layer_map import build_layer_map
 from tinybert_dist.distill.teacher import Teacher
 
-SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+}
 SIZES |= {"max_position_embeddings": 40, "num_labels": 3}
 FAMILIES = {
     "bert": (BertForSequenceClassification, BertConfig(**SIZES)),
@@ -32,7 +45,9 @@ FAMILIES = {
 
 def samples(lengths=(9, 4, 13, 1)):
     rng = np.random.default_rng(0)
-    return [Sample(i, rng.integers(5, 50, n), (n + 1) // 2 if n > 3 else n, 0.0) for i, n in enumerate(lengths)]
+    return [
+        Sample(i, rng.integers(5, 50, n), (n + 1) // 2 if n > 3 else n, 0.0) for i, n in enumerate(lengths)
+    ]
 
 
 def build(family):
@@ -72,7 +87,9 @@ def test_packed_captures_equal_padded_captures():
 
 
 def test_a_model_without_position_ids_is_found_unpackable():
-    config = DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=40)
+    config = DistilBertConfig(
+        vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=40
+    )
     model = DistilBertForSequenceClassification(config)
     model.train()
     assert not can_pack(model, Collator("packed", 0), Collator("padded", 0), samples((3, 7)))

@@ -49,7 +49,10 @@ def samples(numbers):
 
 
 def distil(numbers, student, student_weights, layout, loss_weights, temperature=1.0):
-    teacher_model, student_model = model(numbers, "teacher/", "teacher_config"), model(numbers, student, "student_config")
+    teacher_model, student_model = (
+        model(numbers, "teacher/", "teacher_config"),
+        model(numbers, student, "student_config"),
+    )
     layer_map = build_layer_map("uniform", 2, 4)
     batch = Collator(layout, 0, 12)(samples(numbers))
     distiller = Distiller(
@@ -96,14 +99,18 @@ def worst_gradient_error(numbers, distiller, prefix):
 
 
 def test_task_step_1_equals_the_original(numbers):
-    losses, distiller = distil(numbers, "student_cls/", weights(numbers, "student_cls/"), "fixed", DistillWeights())
+    losses, distiller = distil(
+        numbers, "student_cls/", weights(numbers, "student_cls/"), "fixed", DistillWeights()
+    )
     assert losses["attention"] == pytest.approx(LOSSES["att_loss"], rel=TOLERANCE)
     assert losses["hidden"] == pytest.approx(LOSSES["rep_loss"], rel=TOLERANCE)
     assert worst_gradient_error(numbers, distiller, "task/grad_step1/") < TOLERANCE
 
 
 def test_general_distillation_equals_the_original(numbers):
-    losses, distiller = distil(numbers, "student_pre/", weights(numbers, "student_pre/"), "fixed", DistillWeights())
+    losses, distiller = distil(
+        numbers, "student_pre/", weights(numbers, "student_pre/"), "fixed", DistillWeights()
+    )
     assert losses["attention"] == pytest.approx(LOSSES["general_att_loss"], rel=TOLERANCE)
     assert losses["hidden"] == pytest.approx(LOSSES["general_rep_loss"], rel=TOLERANCE)
     assert worst_gradient_error(numbers, distiller, "general/grad/") < TOLERANCE
@@ -113,7 +120,9 @@ def test_general_distillation_equals_the_original(numbers):
 def test_task_step_2_equals_the_original(numbers, temperature):
     only_prediction = DistillWeights(attention=0, hidden=0, embedding=0, prediction=1)
     student_weights = weights(numbers, "student_cls/")
-    losses, distiller = distil(numbers, "student_cls/", student_weights, "fixed", only_prediction, temperature)
+    losses, distiller = distil(
+        numbers, "student_cls/", student_weights, "fixed", only_prediction, temperature
+    )
     name = f"T{temperature:.0f}"
     assert losses["prediction"] == pytest.approx(LOSSES[f"cls_loss_{name}"], rel=TOLERANCE)
     assert worst_gradient_error(numbers, distiller, f"task/grad_step2_{name}/") < TOLERANCE
@@ -126,7 +135,9 @@ def test_packed_rows_equal_padded_rows(numbers):
     packed, by_packed = distil(numbers, "student_cls/", student_weights, "packed", all_losses)
     padded, by_padded = distil(numbers, "student_cls/", student_weights, "padded", all_losses)
     assert packed == pytest.approx(padded, rel=TOLERANCE)
-    for (name, one), (_, other) in zip(by_packed.named_parameters(), by_padded.named_parameters(), strict=True):
+    for (name, one), (_, other) in zip(
+        by_packed.named_parameters(), by_padded.named_parameters(), strict=True
+    ):
         assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-12), name
 
 

@@ -66,11 +66,31 @@ def test_dropout_is_on(undisturbed, workspace, tmp_path):
 
 def test_outputs(undisturbed):
     names = {p.name for p in undisturbed.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.jsonl", "config.yaml"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "metrics.jsonl",
+        "config.yaml",
+    } <= names
     assert {"outcome.json", "checkpoints", "projections.safetensors"} <= names
     keys = set(rows(undisturbed)[0])
-    assert {"step", "loss/total", "loss/attention", "loss/hidden", "learning_rate", "grad_norm", "epoch"} <= keys
-    assert {"loss/attention/layer_1", "loss/attention/layer_2", "loss/hidden/embeddings", "loss/hidden/layer_2"} <= keys
+    assert {
+        "step",
+        "loss/total",
+        "loss/attention",
+        "loss/hidden",
+        "learning_rate",
+        "grad_norm",
+        "epoch",
+    } <= keys
+    assert {
+        "loss/attention/layer_1",
+        "loss/attention/layer_2",
+        "loss/hidden/embeddings",
+        "loss/hidden/layer_2",
+    } <= keys
     assert [r["step"] for r in rows(undisturbed)] == list(range(1, STEPS + 1))
     checkpoints = sorted(p.name for p in (undisturbed / "checkpoints").iterdir())
     assert checkpoints == ["step-00000004", "step-00000005"]  # the newest two, the final step always

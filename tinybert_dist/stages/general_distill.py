@@ -48,7 +48,11 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
         help="pairs: sentences fill sequences as [CLS] A [SEP] B [SEP]; line: one line, one sequence",
     )
     text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV and Parquet")
-    do_lower_case: bool | None = HfArg(default=None, metadata={"nargs": "?", "const": True}, help="for vocab.txt-only teachers: lower-case the text")
+    do_lower_case: bool | None = HfArg(
+        default=None,
+        metadata={"nargs": "?", "const": True},
+        help="for vocab.txt-only teachers: lower-case the text",
+    )
     prepare_workers: int = HfArg(default=1, help="processes that tokenise raw text")
 
 
