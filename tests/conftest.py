@@ -15,12 +15,13 @@ TEACHER = {
     "intermediate_size": 96,
     "max_position_embeddings": 64,
 }
-STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48, "model_type": "bert"}
+STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48}
+STUDENT["model_type"] = "bert"
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real corpora and task data beside the checkout, or TINYBERT_TEST_DATA; the test is skipped without them."""
+    """Real corpora and task data beside the checkout, or TINYBERT_TEST_DATA; skips without them."""
     folder = Path(
         os.environ.get("TINYBERT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
     )
@@ -43,7 +44,7 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory, sentences) -> Path:
-    """A folder with what a user starts from: vocab/, corpus.txt, teacher/ (random weights), student.json, task/."""
+    """What a user starts from: vocab/, corpus.txt, teacher/ (random weights), student.json, task/."""
     import json
 
     import torch
@@ -84,9 +85,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 
 @pytest.fixture(scope="session")
 def launch():
-    """launch(stage, *arguments, num_processes=2, wait=True): a real `accelerate launch` of a stage, as a user types it.
+    """launch(stage, *arguments, num_processes=2, wait=True): a real `accelerate launch`, as a user types it.
 
-    Returns the finished process (output captured), or with wait=False the running Popen, in a process group of its own.
+    Returns the finished process (output captured), or with wait=False the Popen, in its own process group.
     """
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""Options: dataclasses filled from defaults < YAML < command line. An unknown key is an error with the nearest name."""
+"""Options: dataclasses filled from defaults < YAML < command line. An unknown key is an error."""
 
 import dataclasses
 import difflib
@@ -6,21 +6,34 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
 from transformers.hf_argparser import HfArg as _HfArg
 
-__all__ = ["HfArg", "StageOptions", "UserError", "parse", "run_stage", "to_dict", "to_yaml"]
+__all__ = ["HfArg", "PlainWords", "StageOptions", "UserError", "parse", "run_stage", "to_dict", "to_yaml"]
 
 HfArg: Callable[..., Any] = _HfArg  # a field of any type, as dataclasses.field is declared
 ConfigT = TypeVar("ConfigT", bound="StageOptions")
-SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+SECRET_IN_URL = re.compile(r"(?<=://)[^/\s]+@")  # up to the last @: passwords may hold one
+SECRET_IN_QUERY = re.compile(
+    r"([?&][^=&\s]*(?:token|key|secret|sig|password|credential)[^=&\s]*=)[^&\s]+", re.IGNORECASE
+)
 
 
 class UserError(ValueError):
     """The user's mistake: the message names the file or value, what is allowed, and what to do."""
+
+
+class PlainWords(yaml.SafeLoader):
+    """YAML whose words stay as written: YAML 1.1 reads the label `no` as false, the layer map 1:3 as 63."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,7 +57,9 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> Con
     resolved options as YAML and exits 0. Raises UserError for an unknown key, with the nearest known one.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(config_class, allow_abbrev=False, prog=_program_name(config_class))
+    parser = HfArgumentParser(
+        DataClassType(config_class), allow_abbrev=False, prog=_program_name(config_class)
+    )
     parser.add_argument("--config", help="YAML file with the same keys; the command line wins")
     parser.add_argument(
         "--print_config", action="store_true", help="print the resolved options as YAML and exit"
@@ -86,7 +101,7 @@ def to_yaml(config: Any) -> str:
 
 def _redact(value: Any) -> Any:
     if isinstance(value, str):
-        return SECRET_IN_URL.sub("***@", value)
+        return SECRET_IN_QUERY.sub(r"\1***", SECRET_IN_URL.sub("***@", value))
     return [_redact(item) for item in value] if isinstance(value, list) else value
 
 
@@ -106,10 +121,10 @@ def _config_file(argv: Sequence[str]) -> str | None:
 def _yaml_to_argv(path: str, known: Sequence[str]) -> list[str]:
     # YAML goes through the command line's own conversion: one set of types, one set of messages
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), PlainWords)  # a SafeLoader
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}. Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected `key: value` lines, got {type(content).__name__}.")

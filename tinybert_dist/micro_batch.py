@@ -1,4 +1,4 @@
-"""What one forward sees: sequences packed into one row of real tokens, or padded where a model cannot be packed.
+"""What one forward sees: sequences packed into one row of real tokens, or padded where they cannot be.
 
 Shapes: B sequences, S longest sequence, T real tokens, H heads, K head width.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Token ids of B sequences with what a loss needs to count them. Counts are Python numbers: no host sync."""
+    """Token ids of B sequences and what a loss needs to count them, as Python numbers: no host sync."""
 
     input_ids: Tensor  # [1, T] packed, [B, S] padded
     token_type_ids: Tensor  # the same shape
@@ -23,9 +23,7 @@ class MicroBatch:
     max_length: int
     is_dummy: bool = False  # holds a rank's place in a collective, counts for nothing
     position_ids: Tensor | None = None  # [1, T], from 0 in every sequence; None when padded
-    block_index_T: Tensor | None = (
-        None  # where packed token t stands in flattened [B, S] blocks; None when padded
-    )
+    block_index_T: Tensor | None = None  # packed: where token t stands in flattened [B, S] blocks
     attention_mask: Tensor | None = None  # padded: [B, S] of 0/1; packed: None
     block_mask: Tensor | None = None  # packed: bool [B, 1, 1, S]; None when no block has padding
     token_labels: Tensor | None = None  # masked-LM targets in the shape of input_ids, -100 elsewhere
@@ -64,6 +62,7 @@ class MicroBatch:
         shape = (self.num_sequences, self.max_length, heads, width)
         x_THK = x_1HTK[0].transpose(0, 1)
         if num_tokens != shape[0] * shape[1]:
+            assert self.block_index_T is not None, "padded already"
             empty = x_THK.new_zeros(shape[0] * shape[1], heads, width)
             x_THK = empty.index_copy(0, self.block_index_T, x_THK)
         return x_THK.reshape(shape).transpose(1, 2)
@@ -72,5 +71,6 @@ class MicroBatch:
         """Blocks [B, H, S, K] -> packed row [1, T, H, K], the layout attention functions return."""
         x_NHK = x_BHSK.transpose(1, 2).flatten(0, 1)
         if x_NHK.shape[0] != self.num_tokens:
+            assert self.block_index_T is not None, "padded already"
             x_NHK = x_NHK.index_select(0, self.block_index_T)
         return x_NHK.unsqueeze(0)

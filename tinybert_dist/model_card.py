@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 PAPER = "https://arxiv.org/abs/1909.10351"
+LOADERS = {"general_distill": "AutoModel", "pretrain": "AutoModelForMaskedLM"}
 METHOD = {
     "general_distill": (
         "A student learned the attention scores and hidden states of a general encoder on unlabelled text. "
@@ -18,6 +19,7 @@ METHOD = {
         "hidden states, "
         "then its predictions."
     ),
+    "pretrain": "A new encoder learned to fill in masked words of unlabelled text; fine-tune it before use.",
     "finetune_teacher": "An encoder was fine-tuned on the labels of the task; it serves as a teacher.",
 }
 
@@ -45,7 +47,7 @@ def model_card(
         front["base_model"] = base_model
     if language:
         front["language"] = language
-    if stage != "general_distill":
+    if stage not in LOADERS:
         front["pipeline_tag"] = "text-classification"
     lines = [
         "---",
@@ -64,7 +66,7 @@ def model_card(
         if table:
             lines += ["", f"## {heading}", "", "| | |", "|---|---|"]
             lines += [f"| {_cell(key)} | {_cell(_travel(value))} |" for key, value in table.items()]
-    loader = "AutoModel" if stage == "general_distill" else "AutoModelForSequenceClassification"
+    loader = LOADERS.get(stage, "AutoModelForSequenceClassification")
     lines += ["", "## Use", "", "```python", f"from transformers import AutoTokenizer, {loader}", ""]
     lines += ['tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")']
     lines += [f'model = {loader}.from_pretrained("path/to/this/folder")', "```", ""]

@@ -51,6 +51,7 @@ __all__ = [
     "lowers",
     "model_card",
     "new_student",
+    "require_trained_head",
     "save_model",
     "weights_fingerprint",
 ]
@@ -175,6 +176,17 @@ def load_classifier(
 def has_reference_head(model: nn.Module) -> bool:
     """Whether a classifier scores with the reference's relu head (SPEC 3)."""
     return isinstance(getattr(model, "dropout", None), nn.ReLU)
+
+
+def require_trained_head(model: PreTrainedModel, path: str | Path) -> None:
+    """Raises UserError for a classifier whose files held no head: its scores would be random."""
+    report = model.load_report
+    assert isinstance(report, LoadReport)
+    if missing := [name for name in report.missing if name.startswith("classifier.")]:
+        raise UserError(
+            f"{path} has no trained classification head ({', '.join(missing)} missing): give a fine-tuned or "
+            "distilled model of this task, such as the output of finetune_teacher."
+        )
 
 
 def as_transformers_head(model: PreTrainedModel) -> PreTrainedModel:

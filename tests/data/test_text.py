@@ -6,7 +6,9 @@ import pytest
 import zstandard
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data.text import BadRecords, find_files, read_lines, read_rows, read_sentences
+from tinybert_dist.data.sentences import find_files, read_sentences
+from tinybert_dist.data.tables import read_rows
+from tinybert_dist.data.text import BadRecords, read_lines
 
 
 def lines_of(path, bad=None):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data import tokens
-from tinybert_dist.data.tokens import TokenDataset, TokenWriter, write_joined_manifest
+from tinybert_dist.data import token_writer
+from tinybert_dist.data.token_manifest import write_joined_manifest
+from tinybert_dist.data.token_writer import TokenWriter
+from tinybert_dist.data.tokens import TokenDataset
 
 
 def make_rows(num_rows=100, seed=0):
@@ -56,7 +58,7 @@ def test_the_ids_are_a_view_of_the_mapped_file(folder):
 
 
 def test_a_shard_of_long_rows_ends_by_its_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "TOKENS_PER_SHARD", 50)
+    monkeypatch.setattr(token_writer, "TOKENS_PER_SHARD", 50)
     dataset = TokenDataset.open(write(tmp_path / "t", [[7] * 20] * 7, [20] * 7))
     assert [len(shard.segment_b) for shard in dataset._shards] == [3, 3, 1]
 

@@ -78,7 +78,7 @@ def distil(numbers, student, student_weights, layout, loss_weights, temperature=
 
 
 def worst_gradient_error(numbers, distiller, prefix):
-    """Largest error relative to the largest gradient; also every parameter the original leaves without one has none."""
+    """Largest error relative to the largest gradient; parameters without one in the original have none."""
     expected = weights(numbers, prefix)
     scale = max(float(g.abs().max()) for g in expected.values())
     errors = []

@@ -39,9 +39,19 @@ def test_variables_lists_and_switches_become_a_command_line(tmp_path):
     recipe = pipeline.read_recipe(path, ["output_dir=/scratch=1", "name_of_b=c"])
     assert recipe.name == "n"
     assert recipe.steps[0].argv == [
-        *["--output_dir", "/scratch=1/data/x", "--packages", "a", "c", "--flag", "True", "--lr", "0.001"],
+        *["--output_dir", "/scratch=1/data/x", "--packages", "a", "c", "--flag", "true", "--lr", "0.001"],
         *["--here", f"{tmp_path}/x.json"],
     ]
+
+
+def test_words_of_a_recipe_stay_as_they_are_written(tmp_path):
+    """YAML 1.1 would hand the stage the labels False and True, and the layer map 63."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "stages:\n- name: one\n  stage: task_distill\n  args: {labels: [no, yes], layer_map: 1:3, seed: 7}\n"
+    )
+    argv = pipeline.read_recipe(path, []).steps[0].argv
+    assert argv == ["--labels", "no", "yes", "--layer_map", "1:3", "--seed", "7"]
 
 
 STAGE = {"name": "one", "stage": "collect_docs", "args": {"output_dir": "x"}}

@@ -129,7 +129,7 @@ def test_two_processes_write_the_same_predictions_as_one(workspace, launch, tmp_
 
 
 def test_a_student_called_past_its_wrapper_is_caught(workspace, launch, tmp_path):
-    """The original's fault: gradients of the student never met. The checksum names it after the first step."""
+    """The original's fault: gradients never met. The checksum names it after the first step."""
     script = tmp_path / "bypass.py"
     script.write_text(
         "import sys\n"

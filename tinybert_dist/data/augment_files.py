@@ -10,8 +10,9 @@ from typing import Any
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.glue import TaskSpec, glue_task
+from tinybert_dist.data.tables import ROW_FORMATS
 from tinybert_dist.data.task_files import RawRows, find_splits, read_raw_rows, table_layout, text_layout
-from tinybert_dist.data.text import COMPRESSION, ROW_FORMATS, BadRecords, format_suffix, read_lines
+from tinybert_dist.data.text import COMPRESSION, BadRecords, format_suffix, read_lines
 from tinybert_dist.files import fsync_folder, read_json, write_json
 
 

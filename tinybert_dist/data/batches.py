@@ -1,8 +1,8 @@
-"""Samples -> micro-batches. Item s of `StepBatches` is what this rank computes in optimizer step s: the position is the step."""
+"""Samples -> micro-batches. Item s of `StepBatches` is what this rank computes in optimizer step s."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Collator:
         }
         if token_labels is not None:
             flat["token_labels"] = np.concatenate(token_labels)
-        tensors = {name: torch.from_numpy(values) for name, values in flat.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(values) for name, values in flat.items()}
         if self.layout == "packed":
             tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
             tensors["position_ids"] = torch.from_numpy(positions).unsqueeze(0)
@@ -86,8 +86,8 @@ def _to_blocks(flat: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], 
 class StepBatches(Dataset):
     """Item s: this rank's micro-batches of optimizer step s, the same number on every rank.
 
-    num_micro_batches is a constant of the run, chosen at its first start, so that the cut, and with it every draw keyed
-    by (seed, step, micro-batch), stays the same when the run continues on another world size.
+    num_micro_batches is a constant of the run, chosen at its first start, so that the cut, and with it every
+    draw keyed by (seed, step, micro-batch), stays the same when the run continues on another world size.
     """
 
     dataset: TokenDataset
@@ -107,9 +107,9 @@ class StepBatches(Dataset):
         pieces = cut(self.dataset.lengths[rows], self.num_micro_batches, self.max_tokens)
         per_rank = -(-len(pieces) // self.world_size)
         mine = [self.rank + i * self.world_size for i in range(per_rank)]
-        return [(m, self._micro_batch(step, rows, pieces[m] if m < len(pieces) else ())) for m in mine]
+        return [(m, self._micro_batch(step, rows, pieces[m] if m < len(pieces) else rows[:0])) for m in mine]
 
-    def _micro_batch(self, step: int, rows: np.ndarray, piece: Sequence[int]) -> MicroBatch:
+    def _micro_batch(self, step: int, rows: np.ndarray, piece: np.ndarray) -> MicroBatch:
         if len(piece) == 0:
             dummy = self._collate(step, rows[:1])
             return replace(dummy, is_dummy=True)
@@ -126,7 +126,7 @@ class StepBatches(Dataset):
         return self.collate([p[0] for p in pairs], [p[1] for p in pairs])
 
     def loader(self, first_step: int, num_steps: int, *, num_workers: int, pin_memory: bool) -> Iterator:
-        """Iterates over steps [first_step, num_steps), prefetched by workers; order and content do not depend on them."""
+        """Steps [first_step, num_steps), prefetched by workers; order and content do not depend on them."""
         return iter(
             DataLoader(
                 self,
@@ -143,7 +143,7 @@ class StepBatches(Dataset):
 def evaluation_batches(
     dataset: TokenDataset, collate: Collator, max_tokens: int, rank: int, world_size: int
 ) -> Iterator[MicroBatch]:
-    """Every row of `dataset` on exactly one rank, in micro-batches of similar lengths and at most ~max_tokens tokens."""
+    """Every row of `dataset` on exactly one rank, in micro-batches of like lengths, ~max_tokens tokens."""
     if len(dataset) == 0:
         return
     for m, piece in enumerate(cut(dataset.lengths, 1, max_tokens)):
@@ -159,7 +159,7 @@ def draw_seed(*key: int) -> int:
 def masked_language_model(
     mask_token_id: int, vocab_size: int, special_ids: Sequence[int], probability: float = 0.15
 ) -> SampleTransform:
-    """BERT's masking (arXiv 1810.04805, 3.1): of `probability` of the tokens 80 % [MASK], 10 % random, 10 % unchanged."""
+    """BERT's masking (arXiv 1810.04805, 3.1): of the chosen tokens 80 % [MASK], 10 % random, 10 % kept."""
     special = np.array(sorted(special_ids))
 
     def transform(sample: Sample, rng: np.random.Generator) -> tuple[Sample, np.ndarray]:

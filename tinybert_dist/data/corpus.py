@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase
 from tinybert_dist.config import UserError
 from tinybert_dist.data.corpus_part import Recipe, Source, build_part, is_finished, part_name
 from tinybert_dist.data.packing import MIN_SEQ_LENGTH
-from tinybert_dist.data.text import find_files
-from tinybert_dist.data.tokens import MANIFEST, TokenDataset, write_joined_manifest
+from tinybert_dist.data.sentences import find_files
+from tinybert_dist.data.token_manifest import MANIFEST, write_joined_manifest
+from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.files import fingerprint, sha256_of
 

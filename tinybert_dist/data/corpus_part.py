@@ -12,8 +12,11 @@ from typing import Any
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.packing import Row, pack_lines, pack_pairs
-from tinybert_dist.data.text import BadRecords, OnRead, format_suffix, read_rows, read_sentences
-from tinybert_dist.data.tokens import TokenDataset, TokenWriter
+from tinybert_dist.data.sentences import read_sentences
+from tinybert_dist.data.tables import read_rows
+from tinybert_dist.data.text import BadRecords, OnRead, format_suffix
+from tinybert_dist.data.token_writer import TokenWriter
+from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.files import fingerprint
 

@@ -1,8 +1,9 @@
 """Which sample when: pure functions of (seed, epoch, step). World size, workers and prefetch never enter.
 
-Optimizer step s takes rows [s * G, (s + 1) * G) of its epoch's order, G = batch_size; the last step of an epoch takes
-what is left, so nothing is dropped. The order shuffles blocks of rows, then rows inside windows of blocks: memory
-stays flat however large the corpus, any position is reached directly, and neighbouring reads share pages.
+Optimizer step s takes rows [s * G, (s + 1) * G) of its epoch's order, G = batch_size; the last step of an
+epoch takes what is left, so nothing is dropped. The order shuffles blocks of rows, then rows inside windows
+of blocks: memory stays flat however large the corpus, any position is reached directly, and neighbouring
+reads share pages.
 """
 
 from dataclasses import dataclass

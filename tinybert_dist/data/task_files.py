@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.glue import WITH_F1, TaskSpec
-from tinybert_dist.data.text import COMPRESSION, ROW_FORMATS, BadRecords, format_suffix, read_lines, read_rows
+from tinybert_dist.data.tables import ROW_FORMATS, read_rows
+from tinybert_dist.data.text import COMPRESSION, BadRecords, format_suffix, read_lines
 
 SPLIT_STEMS = {
     "train": ("train",),

@@ -47,8 +47,8 @@ class TaskOptions:
     text_column: str | None = HfArg(default=None, help="column of the text in a table")
     text_pair_column: str | None = HfArg(default=None, help="column of the second text in a table")
     label_column: str | None = HfArg(default=None, help="column of the label in a table")
-    labels: list[str] | None = HfArg(  # noqa: RUF009
-        default=None, help="the classes in order (default: those in the train file)"
+    labels: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "the classes in order (default: those in the train file)"}
     )
     max_seq_length: int = HfArg(
         default=128, aliases=["--max_seq_len"], help="tokens per example, [CLS] and [SEP] included"

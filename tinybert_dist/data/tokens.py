@@ -6,7 +6,6 @@ label float64) and `manifest.json` with rows, tokens, bytes and sha256 of each s
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -15,13 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from tinybert_dist.config import UserError
-from tinybert_dist.files import fingerprint, fsync_folder, read_json, sha256_of, write_json
-
-FORMAT, VERSION = "tinybert_dist.tokens", 1
-MANIFEST = "manifest.json"
-ROWS_PER_SHARD = 1 << 16
-TOKENS_PER_SHARD = 1 << 22
-REBUILD = "Delete the folder and prepare it again."
+from tinybert_dist.data.token_manifest import MANIFEST, REBUILD, read_manifest
+from tinybert_dist.files import fingerprint, sha256_of
 
 
 class Sample(NamedTuple):
@@ -31,107 +25,6 @@ class Sample(NamedTuple):
     input_ids: np.ndarray
     segment_b: int
     label: float | None
-
-
-class TokenWriter:
-    """Writes a token folder: `with TokenWriter(...) as writer: writer.add(ids, segment_b)`.
-
-    The manifest is written at the end of the block, atomically; an exception leaves a folder without one,
-    which TokenDataset.open refuses. `header` may be filled until then. An older dataset there is replaced.
-    A shard ends after `rows_per_shard` rows or about 4.2 M tokens, whichever comes first.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        rows_per_shard: int = ROWS_PER_SHARD,
-        vocab_size: int,
-        header: dict[str, Any],
-    ) -> None:
-        assert rows_per_shard > 0 and vocab_size > 0
-        self.folder, self.header = Path(folder), header
-        self.rows_per_shard, self.vocab_size = rows_per_shard, vocab_size
-        self.id_type = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self._shards: list[dict[str, Any]] = []
-        self._clear()
-
-    def __enter__(self) -> "TokenWriter":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # the manifest first: without it the remains of an older dataset cannot be taken for a whole one
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        for path in self.folder.glob("tokens-*.arrow"):
-            path.unlink()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._flush()
-            _write_manifest(self.folder, self._shards, self.vocab_size, self.id_type.name, self.header)
-
-    def add(self, input_ids: Sequence[int] | np.ndarray, segment_b: int, label: float | None = None) -> None:
-        """One row; ids in [0, vocab_size), 0 <= segment_b <= len(input_ids)."""
-        assert 0 <= segment_b <= len(input_ids), f"segment_b {segment_b} of {len(input_ids)} tokens"
-        ids = np.asarray(input_ids, dtype=self.id_type)
-        self._ids.append(ids)
-        self._segment_b.append(segment_b)
-        self._labels.append(None if label is None or math.isnan(label) else float(label))
-        self._num_tokens += len(ids)
-        if len(self._ids) >= self.rows_per_shard or self._num_tokens >= TOKENS_PER_SHARD:
-            self._flush()
-
-    def _clear(self) -> None:
-        self._ids: list[np.ndarray] = []
-        self._segment_b: list[int] = []
-        self._labels: list[float | None] = []
-        self._num_tokens = 0
-
-    def _flush(self) -> None:
-        if not self._ids:
-            return
-        offsets = np.zeros(len(self._ids) + 1, np.int32)
-        np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
-        values = np.concatenate(self._ids)
-        assert values.size == 0 or values.max() < self.vocab_size, f"id {values.max()} of {self.vocab_size}"
-        batch = pa.record_batch(
-            {
-                "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
-                "segment_b": pa.array(self._segment_b, pa.int32()),
-                "label": pa.array(self._labels, pa.float64()),
-            }
-        )
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        content = sink.getvalue()
-        name = f"tokens-{len(self._shards):05d}.arrow"
-        with open(self.folder / name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        self._shards.append(
-            {
-                "file": name,
-                "rows": len(self._ids),
-                "tokens": int(values.size),
-                "bytes": content.size,
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-        )
-        self._clear()
-
-
-def write_joined_manifest(folder: str | Path, parts: Sequence[str], header: dict[str, Any]) -> None:
-    """Makes one dataset of token folders inside `folder`, in that order; no shard is copied or moved."""
-    folder = Path(folder)
-    manifests = [_read_manifest(folder / part) for part in parts]
-    assert manifests and len({(m["vocab_size"], m["id_type"]) for m in manifests}) == 1
-    shards = [
-        shard | {"file": f"{part}/{shard['file']}"}
-        for part, manifest in zip(parts, manifests, strict=True)
-        for shard in manifest["shards"]
-    ]
-    _write_manifest(folder, shards, manifests[0]["vocab_size"], manifests[0]["id_type"], header)
 
 
 class TokenDataset:
@@ -154,7 +47,7 @@ class TokenDataset:
         Raises UserError naming the damaged shard when a file, its size or its rows differ from the manifest.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         shards = [_open_listed(folder, entry, manifest["id_type"], verify) for entry in manifest["shards"]]
         content = [entry["sha256"] for entry in manifest["shards"]]
         return cls(shards, manifest["header"], fingerprint(content))
@@ -293,47 +186,3 @@ def _open_listed(folder: Path, entry: dict[str, Any], id_type: str, verify: bool
         listed = f"{entry['rows']} rows, {entry['tokens']} tokens of {id_type}"
         raise UserError(f"{path}: {found}, where {MANIFEST} says {listed}. {REBUILD}")
     return shard
-
-
-def _write_manifest(
-    folder: Path, shards: list[dict[str, Any]], vocab_size: int, id_type: str, header: dict[str, Any]
-) -> None:
-    fsync_folder(folder)
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "vocab_size": vocab_size,
-        "id_type": id_type,
-        "rows": sum(shard["rows"] for shard in shards),
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "header": header,
-        "shards": shards,
-    }
-    write_json(folder / MANIFEST, manifest)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: no {MANIFEST}, so no finished token folder. Run prepare_corpus into it (again)."
-        )
-    try:
-        manifest = read_json(path)
-        if manifest["format"] != FORMAT:
-            raise UserError(
-                f"{path}: written by something else ({manifest['format']!r}). Choose another folder."
-            )
-        if manifest["version"] != VERSION:
-            raise UserError(f"{path}: version {manifest['version']}, this program reads {VERSION}. {REBUILD}")
-        totals = tuple(sum(shard[key] for shard in manifest["shards"]) for key in ("rows", "tokens"))
-        if totals != (manifest["rows"], manifest["tokens"]):
-            raise UserError(f"{path}: its totals are not the sums of its shards: damaged. {REBUILD}")
-        _ = manifest["id_type"], manifest["vocab_size"], manifest["header"]
-        for shard in manifest["shards"]:
-            _ = shard["file"], shard["bytes"], shard["sha256"]
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable manifest ({error!r}). {REBUILD}") from error
-    return manifest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Student layer `student` learns from teacher layer `teacher`, both 1-based; 0 is the embedding output."""
+    """Student layer `student` learns from teacher layer `teacher`, both from 1; 0: the embedding output."""
 
     student: int
     teacher: int
@@ -43,21 +43,21 @@ def build_layer_map(description: str, num_student_layers: int, num_teacher_layer
     """Parses a layer map.
 
     Args:
-        description: "uniform" (student m <- teacher round(m * N / M)), "top" (N - M + m), "bottom" (m), or explicit:
-            one teacher layer for each student layer ("3,6,9,12"), or pairs "student:teacher[:weight]"
-            ("1:3,4:12:0.5"); layers are counted from 1.
+        description: "uniform" (student m <- teacher round(m * N / M)), "top" (N - M + m), "bottom" (m), or
+            explicit: one teacher layer for each student layer ("3,6,9,12"), or pairs
+            "student:teacher[:weight]" ("1:3,4:12:0.5"); layers are counted from 1.
         num_student_layers: M.
         num_teacher_layers: N.
     Raises:
-        ValueError: unreadable, a layer that does not exist, or a student deeper than its teacher under a named map.
+        ValueError: unreadable, no such layer, or a student deeper than its teacher under a named map.
     """
     m, n = num_student_layers, num_teacher_layers
     student_layers = range(1, m + 1)
     if description in {"uniform", "top", "bottom"}:
         if m > n:
             raise ValueError(
-                f"layer map {description!r} needs a student no deeper than its teacher, got {m} > {n} layers; "
-                "give explicit pairs (student:teacher)"
+                f"layer map {description!r} needs a student no deeper than its teacher, got {m} > {n} "
+                "layers; give explicit pairs (student:teacher)"
             )
         teacher_layer = {
             "uniform": lambda i: (2 * i * n + m) // (2 * m),  # round half up, exact when M divides N
@@ -76,14 +76,14 @@ def build_layer_map(description: str, num_student_layers: int, num_teacher_layer
                 raise ValueError(f"{len(pairs)} teacher layers for {m} student layers")
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"cannot read layer map {description!r} ({error}); use uniform, top, bottom, {m} teacher layers such as "
-            f"{','.join(str(i * n // m) for i in student_layers)}, or pairs student:teacher[:weight]"
+            f"cannot read layer map {description!r} ({error}); use uniform, top, bottom, {m} teacher layers "
+            f"such as {','.join(str(i * n // m) for i in student_layers)}, or pairs student:teacher[:weight]"
         ) from error
     for pair in pairs:
         if not (1 <= pair.student <= m and 1 <= pair.teacher <= n and pair.weight > 0):
             raise ValueError(
-                f"layer map {description!r}: pair {pair.student}:{pair.teacher}:{pair.weight:g} is outside student layers "
-                f"1..{m}, teacher layers 1..{n}, weights > 0"
+                f"layer map {description!r}: pair {pair.student}:{pair.teacher}:{pair.weight:g} is outside "
+                f"student layers 1..{m}, teacher layers 1..{n}, weights > 0"
             )
     if not pairs or len({pair.student for pair in pairs}) != len(pairs):
         raise ValueError(

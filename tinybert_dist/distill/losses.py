@@ -1,4 +1,4 @@
-"""The losses of TinyBERT (arXiv 1909.10351, section 3) as sums; the loop divides by totals over the whole optimizer step.
+"""The losses of TinyBERT (arXiv 1909.10351, section 3) as sums; the loop divides by the step's totals.
 
 Shapes: B sequences, S sequence length, H heads, K head width, R relation heads, D hidden width, C classes.
 Queries and keys arrive as blocks with zeros where there is no token, so such pairs score 0 on both sides.
@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Without score matrices costs S * (Ks + Kt)^2, with them S^2 * (Ks + Kt) plus memory traffic: measured crossing on CPU.
+# Costs: without score matrices S * (Ks + Kt)^2, with them S^2 * (Ks + Kt) plus memory traffic.
+# The crossing was measured on a CPU.
 GRAM_FROM_LENGTH_PER_WIDTH = 1.75
 
 
 def attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor, key_t: Tensor) -> Tensor:
-    """Sum over (head, query, key) of the squared difference of raw attention scores QK^T / sqrt(K), before softmax.
+    """Sum over (head, query, key) of squared differences of the raw scores QK^T / sqrt(K), before softmax.
 
     Args:
         query_s, key_s: student [B, R, S, Ks]; query_t, key_t: teacher [B, R, S, Kt].
@@ -39,7 +40,8 @@ def explicit_attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor,
 def gram_attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor, key_t: Tensor) -> Tensor:
     """attention_loss_sum without score matrices: || Q K^T ||_F^2 = sum((Q^T Q) * (K^T K)), memory O(S).
 
-    With Q = [q_s / sqrt(Ks), q_t / sqrt(Kt)] and K = [k_s, -k_t], row q of Q times row k of K is the score difference.
+    With Q = [q_s / sqrt(Ks), q_t / sqrt(Kt)] and K = [k_s, -k_t], row q of Q times row k of K is the
+    score difference.
     """
     query = torch.cat(
         [query_s / math.sqrt(query_s.shape[-1]), query_t / math.sqrt(query_t.shape[-1])], dim=-1
@@ -54,13 +56,13 @@ def hidden_loss_sum(hidden_s: Tensor, hidden_t: Tensor) -> Tensor:
 
 
 def soft_cross_entropy_sum(logits_s: Tensor, logits_t: Tensor, temperature: float) -> Tensor:
-    """Sum over examples of -softmax(z_t / T) . log_softmax(z_s / T); logits [B, C]. No T^2 factor, as the reference."""
+    """Sum over examples of -softmax(z_t / T) . log_softmax(z_s / T); logits [B, C]. No T^2 factor."""
     target = F.softmax(logits_t / temperature, dim=-1)
     return -(target * F.log_softmax(logits_s / temperature, dim=-1)).sum()
 
 
 def relation_heads(x_BHSK: Tensor, num_relation_heads: int) -> Tensor:
-    """Concatenates the heads and splits them anew: [B, H, S, K] -> [B, R, S, H * K / R] (MiniLMv2, arXiv 2012.15828)."""
+    """Joins the heads and splits them anew: [B, H, S, K] -> [B, R, S, H * K / R] (arXiv 2012.15828)."""
     batch, heads, length, width = x_BHSK.shape
     if heads == num_relation_heads:
         return x_BHSK
@@ -73,7 +75,7 @@ def relation_heads(x_BHSK: Tensor, num_relation_heads: int) -> Tensor:
 def choose_relation_heads(
     heads_s: int, width_s: int, heads_t: int, width_t: int, wanted: int | None = None
 ) -> int:
-    """Number of relation heads R: the heads when equal, else `wanted` or the largest number that divides both widths.
+    """Relation heads R: `wanted`, else the heads if equal, else the largest number that divides both widths.
 
     Raises ValueError when `wanted` does not divide both hidden widths.
     """

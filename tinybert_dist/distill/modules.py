@@ -1,7 +1,7 @@
 """What is trained, each as one module that is wrapped as a whole and called through its wrapper.
 
-A module's forward returns loss *sums* by term; `counts` gives their denominators for one micro-batch, by group (the part
-of a term's name before the slash), and `term_weights` how the terms add up to the loss:
+A module's forward returns loss *sums* by term; `counts` gives their denominators for one micro-batch, by
+group (the part of a term's name before the slash), and `term_weights` how the terms add up to the loss:
 
     loss = sum over terms of weight[term] * sum[term] / (total count[group] over the whole optimizer step)
 """
@@ -35,7 +35,7 @@ class LossModule(nn.Module):
         raise TypeError(f"{type(self).__name__} must define counts")
 
     def freeze_unreached(self, sums: LossSums) -> list[str]:
-        """Freezes parameters the losses do not reach (heads of other stages), so that every trained one has a gradient.
+        """Freezes parameters the losses do not reach (unused heads): every trained one has a gradient.
 
         Plain DDP waits for ever for a gradient that never comes, and weight decay would move the others.
         """
@@ -98,9 +98,8 @@ class Distiller(LossModule):
             self.teacher_width,
             num_relation_heads,
         )
-        on = bool(layer_map)
-        self.attention_pairs = layer_map.layers if on and weights.attention else ()
-        pairs = layer_map.hidden if on else ()
+        self.attention_pairs = layer_map.layers if layer_map and weights.attention else ()
+        pairs = layer_map.hidden if layer_map else ()
         self.hidden_pairs = tuple(p for p in pairs if (weights.hidden if p.student else weights.embedding))
         self.term_weights = {
             f"attention/{p.name}": weights.attention * p.weight for p in self.attention_pairs
@@ -110,16 +109,16 @@ class Distiller(LossModule):
         }
         if weights.prediction:
             self.term_weights["prediction"] = weights.prediction
-        count = (len(pairs) if per_layer_projections else 1) if self.hidden_pairs else 0
-        self.projections = nn.ModuleList(
-            nn.Linear(config.hidden_size, self.teacher_width) for _ in range(count)
-        )
-        for projection in self.projections:
+        # one per student layer and the embeddings, also under a map that leaves layers out: names stay theirs
+        count = (config.num_hidden_layers + 1 if per_layer_projections else 1) if self.hidden_pairs else 0
+        projections = [nn.Linear(config.hidden_size, self.teacher_width) for _ in range(count)]
+        for projection in projections:
             nn.init.normal_(projection.weight, std=config.initializer_range)
             nn.init.zeros_(projection.bias)
+        self.projections = nn.ModuleList(projections)
 
     def counts(self, batch: MicroBatch) -> Counts:
-        """See LossModule: real (query, key) pairs x heads, real tokens x width, examples (regression: x values)."""
+        """See LossModule: real (query, key) pairs x heads, real tokens x width, examples."""
         tokens, pairs, examples = batch.num_tokens, batch.num_pairs, batch.num_sequences
         if self.reference_averaging:
             tokens = examples * batch.max_length
@@ -135,13 +134,12 @@ class Distiller(LossModule):
         """Loss sums by term: attention/layer_m, hidden/embeddings, hidden/layer_m, prediction."""
         encoded = encode(self.model, batch, {pair.student - 1 for pair in self.attention_pairs})
         logits = classify(self.model, batch, encoded.hidden[-1]) if self.weights.prediction else None
-        device_type = batch.input_ids.device.type
-        with torch.autocast(
-            device_type, enabled=False
-        ):  # differences of close numbers: never in half precision
+        # differences of close numbers: never in half precision
+        with torch.autocast(batch.input_ids.device.type, enabled=False):
             sums = self._attention_sums(batch, encoded.attention, signals.attention)
             sums |= self._hidden_sums(batch, encoded.hidden, signals.hidden)
             if logits is not None:
+                assert signals.logits is not None, "targets without logits"
                 sums["prediction"] = self._prediction_sum(
                     losses.at_least_float32(logits), losses.at_least_float32(signals.logits)
                 )
@@ -154,7 +152,7 @@ class Distiller(LossModule):
                 losses.relation_heads(losses.at_least_float32(x), self.num_relation_heads)
                 for x in (*student[pair.student - 1], *teacher[pair.teacher])
             ]
-            if not batch.is_packed:
+            if batch.attention_mask is not None:  # padded
                 # masked keys score 0 on both sides; the reference keeps the differences of padded query rows
                 mask_B1S1 = batch.attention_mask[:, None, :, None].to(blocks[0].dtype)
                 query_mask = 1 if self.reference_averaging else mask_B1S1
@@ -170,7 +168,7 @@ class Distiller(LossModule):
                 projection(losses.at_least_float32(student[pair.student])),
                 losses.at_least_float32(teacher[pair.teacher]),
             ]
-            if not batch.is_packed and not self.reference_averaging:
+            if batch.attention_mask is not None and not self.reference_averaging:  # padded
                 difference = [x * batch.attention_mask.unsqueeze(-1) for x in difference]
             sums[f"hidden/{pair.name}"] = losses.hidden_loss_sum(*difference)
         return sums
@@ -217,6 +215,7 @@ class MaskedLanguageModel(LossModule):
     def forward(self, batch: MicroBatch, signals: None = None) -> LossSums:
         """Sum of cross-entropies over the masked tokens."""
         hidden_ND = encode(self.model, batch).hidden[-1].flatten(0, 1)
+        assert batch.token_labels is not None, "a micro-batch without masked tokens"
         labels_N = batch.token_labels.flatten()
         masked = (labels_N != -100).nonzero().squeeze(1)
         logits_MV = losses.at_least_float32(self._head[0](hidden_ND.index_select(0, masked)))

@@ -9,11 +9,11 @@ from tinybert_dist.distill.modules import Distiller, DistillWeights
 
 @dataclass(kw_only=True)
 class DistillOptions:
-    """What the student learns from the teacher; every term can be switched off by weight 0 (the paper's ablations)."""
+    """What the student learns from the teacher; weight 0 switches a term off (the paper's ablations)."""
 
     layer_map: str = HfArg(
         default="uniform",
-        help="uniform, top, bottom, teacher layers (3,6,9,12) or pairs student:teacher[:weight], counted from 1",
+        help="uniform, top, bottom, teacher layers (3,6,9,12) or student:teacher[:weight], counted from 1",
     )
     attention_weight: float = HfArg(default=1.0, help="weight of the attention-score loss; 0 switches it off")
     hidden_weight: float = HfArg(

@@ -1,4 +1,4 @@
-"""The teacher: evaluation mode, inference mode, no gradients, never wrapped, never above the layers that are learned from."""
+"""The teacher: evaluation and inference mode, never wrapped, never above the layers that are learned from."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from tinybert_dist.micro_batch import MicroBatch
 
 @dataclass(frozen=True)
 class TeacherSignals:
-    """What one micro-batch is taught: hidden states by layer (0 = embeddings), (query, key) blocks by layer, logits."""
+    """What one micro-batch is taught."""
 
-    hidden: dict[int, Tensor]  # [..., T or S, D]
-    attention: dict[int, tuple[Tensor, Tensor]]  # layers from 1; [B, H, S, K]
+    hidden: dict[int, Tensor]  # by layer, 0 = embeddings; [..., T or S, D]
+    attention: dict[int, tuple[Tensor, Tensor]]  # (query, key) by layer, from 1; [B, H, S, K]
     logits: Tensor | None  # [B, C] in the student's label order
 
 

@@ -1,19 +1,25 @@
 """Scores a model on a task's dev and test data; writes results, predictions and GLUE submission files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
+from tinybert_dist.config import HfArg, StageOptions, run_stage
 from tinybert_dist.data.encoding import encode
 from tinybert_dist.data.glue import is_glue
 from tinybert_dist.data.labels import map_labels
 from tinybert_dist.data.predictions import write_glue_submission
 from tinybert_dist.data.tasks import TaskOptions, load_task
 from tinybert_dist.data.text import BadRecords
-from tinybert_dist.models import count_parameters, label_names, load_classifier, load_tokenizer
+from tinybert_dist.models import (
+    count_parameters,
+    label_names,
+    load_classifier,
+    load_tokenizer,
+    require_trained_head,
+)
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.scoring import Scorer, write_results
 from tinybert_dist.training.strategy import start_accelerator
@@ -24,11 +30,14 @@ class EvaluateConfig(TaskOptions, StageOptions):
     """evaluate: model + task data -> eval_results.json, predictions.tsv."""
 
     student_model: str = HfArg(aliases=["--model"], help="the model to score: hub name or folder")
-    splits: list[str] = HfArg(
-        default_factory=lambda: ["dev"], help="dev, test or both; the first one's score counts"
+    splits: list[str] = field(
+        default_factory=lambda: ["dev"],
+        metadata={"help": "dev, test or both; the first one's score counts"},
     )
     eval_batch_size: int = HfArg(default=64, help="examples of one micro-batch, counted at maximum length")
-    mixed_precision: str = HfArg(default="no", metadata={"choices": ["auto", "no", "bf16"]}, help="precision")
+    mixed_precision: str = HfArg(
+        default="no", metadata={"choices": ["auto", "fastest", "no", "bf16"]}, help="precision"
+    )
     layout: str = HfArg(
         default="auto", metadata={"choices": ["auto", "packed", "padded", "fixed"]}, help="row layout"
     )
@@ -40,7 +49,7 @@ class EvaluateConfig(TaskOptions, StageOptions):
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluates every labelled split asked for; unlabelled ones get predictions only. Returns the flat metrics."""
+    """Evaluates the splits asked for, unlabelled ones get predictions only; returns the flat metrics."""
     accelerator = start_accelerator(config.mixed_precision)
     bad = BadRecords(config.on_bad_record)
     tokenizer = load_tokenizer(
@@ -55,21 +64,26 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         problem_type="regression" if regression else "single_label_classification",
         classifier_head=config.classifier_head,
     ).eval()
-    if any("classifier" in name for name in model.load_report.missing):
-        raise UserError(
-            f"{config.student_model} has no trained classification head; evaluate a fine-tuned or distilled model"
-        )
+    require_trained_head(model, config.student_model)
     order = (
         None if regression else map_labels(spec.labels, label_names(model.config), model.config.num_labels)
     )
     splits = list(task.splits)
     probe = encode(task.splits[splits[0]], tokenizer, config.max_seq_length)
     collate = choose_collator(
-        config.layout, [model], probe, pad_token_id=tokenizer.pad_token_id, max_length=config.max_seq_length
+        config.layout,
+        [model],
+        probe,
+        pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        max_length=config.max_seq_length,
     )
     model.to(accelerator.device)
     if accelerator.is_main_process:
         print(task.describe() + bad.summary())
+    if config.dry_run:
+        print(f"evaluate: would score {count_parameters(model):,} parameters on {', '.join(splits)}")
+        return {"outcome": "dry_run"}
     scorer = Scorer.of(task, splits, tokenizer, collate, accelerator, config.eval_batch_size, order)
     logits = scorer.all_logits(model)
     result: dict[str, Any] = {"step": 0, "parameters": count_parameters(model), **scorer.scores(logits)}

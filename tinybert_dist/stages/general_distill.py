@@ -1,4 +1,4 @@
-"""General distillation: a student learns attention scores and hidden states of a pretrained teacher on raw text."""
+"""General distillation: a student learns a teacher's attention scores and hidden states on raw text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import encoder_outputs
-from tinybert_dist.training.strategy import start_accelerator, teacher_dtype
+from tinybert_dist.training.run_folder import refuse_strangers_folder
+from tinybert_dist.training.strategy import on_main, start_accelerator, teacher_dtype
 from tinybert_dist.training.student import (
     check_same_vocabulary,
     continue_projections,
@@ -39,7 +40,7 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
     )
     teacher_model: str = HfArg(help="pretrained encoder: hub name or folder")
     student_model: str = HfArg(
-        help="tinybert-4l-312, tinybert-6l-768, config.json of a new student, or a folder with weights to start from"
+        help="tinybert-4l-312, tinybert-6l-768, config.json of a new student, or a folder with weights"
     )
     max_seq_length: int = HfArg(default=128, aliases=["--max_seq_len"], help="tokens per sequence")
     mode: str = HfArg(
@@ -59,6 +60,7 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
 def run(config: GeneralDistillConfig) -> dict[str, Any]:
     """Prepares the corpus when needed, distils, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
+    on_main(accelerator, refuse_strangers_folder, config.output_dir)
     tokenizer = load_tokenizer(
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )
@@ -90,6 +92,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
         [teacher, student],
         dataset,
         pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
         max_length=config.max_seq_length,
         reference_averaging=config.reference_averaging,
     )

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tinybert_dist import cli
-from tinybert_dist.config import UserError
+from tinybert_dist.config import PlainWords, UserError
 from tinybert_dist.files import read_json
 
 VARIABLE = re.compile(r"\$\{(\w*)\}")
@@ -172,7 +172,7 @@ def _reset_process() -> None:
 
 def _load(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), PlainWords)  # a SafeLoader
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Give the path of a YAML recipe.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -192,7 +192,7 @@ def _overrides(overrides: Sequence[str], variables: dict[str, Any], path: str | 
             raise UserError(f"--set {override}: write key=value.")
         if key not in variables:
             raise UserError(f"--set {override}: {path} has no variable {key!r}.{cli.suggest(key, variables)}")
-        found[key] = yaml.safe_load(value) if value else ""
+        found[key] = yaml.load(value, PlainWords) if value else ""
     return found
 
 

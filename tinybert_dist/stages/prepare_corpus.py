@@ -11,7 +11,8 @@ from typing import Any
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
 from tinybert_dist.data import corpus
 from tinybert_dist.data.corpus_part import Recipe
-from tinybert_dist.data.text import BadRecords, find_files, read_sentences
+from tinybert_dist.data.sentences import find_files, read_sentences
+from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.models import load_tokenizer
 

@@ -1,4 +1,4 @@
-"""Task distillation: step 1 learns the intermediate layers of a fine-tuned teacher, step 2 (--pred_distill) its predictions."""
+"""Task distillation: step 1 learns a fine-tuned teacher's layers, step 2 (--pred_distill) its predictions."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,17 +20,19 @@ from tinybert_dist.models import (
     label_names,
     load_classifier,
     load_tokenizer,
+    require_trained_head,
     weights_fingerprint,
 )
 from tinybert_dist.stages import evaluate
-from tinybert_dist.training.job import Job
+from tinybert_dist.training.job import Job, no_targets
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs
+from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
-from tinybert_dist.training.strategy import start_accelerator, teacher_dtype
+from tinybert_dist.training.strategy import on_main, start_accelerator, teacher_dtype
 from tinybert_dist.training.student import check_same_vocabulary, continue_projections
-from tinybert_dist.training.targets import keep_logits
+from tinybert_dist.training.targets import KeptLogits, keep_logits
 from tinybert_dist.training.train import train
 
 
@@ -42,7 +44,9 @@ class TaskDistillConfig(TaskOptions, DistillOptions, TrainingOptions):
     student_model: str = HfArg(help="student: general student for step 1, output of step 1 for step 2")
     pred_distill: bool = HfArg(default=False, help="step 2: learn the teacher's predictions")
     do_train: bool = HfArg(default=False, help="accepted for old command lines: training is the default")
-    do_eval: bool = HfArg(default=False, help="only evaluate --student_model")
+    do_eval: bool = HfArg(
+        default=False, help="only evaluate --student_model (with --do_train: train, which evaluates anyway)"
+    )
     classifier_head: str = HfArg(
         default="auto",
         metadata={"choices": ["auto", "transformers", "reference"]},
@@ -53,6 +57,7 @@ class TaskDistillConfig(TaskOptions, DistillOptions, TrainingOptions):
         if self.lr_schedule is None and not self.pred_distill:
             self.lr_schedule = "constant"  # the reference's step 1 has neither warm-up nor decay
         super().__post_init__()
+        self.do_eval = self.do_eval and not self.do_train
         if self.teacher_model is None and not self.do_eval:
             raise UserError(
                 "task_distill needs --teacher_model (or --do_eval to evaluate --student_model alone)"
@@ -65,7 +70,9 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         names = {f.name for f in fields(evaluate.EvaluateConfig)}
         return evaluate.run(evaluate.EvaluateConfig(**{k: v for k, v in vars(config).items() if k in names}))
     accelerator = start_accelerator(config.mixed_precision)
+    on_main(accelerator, refuse_strangers_folder, config.output_dir)
     bad = BadRecords(config.on_bad_record)
+    assert config.teacher_model is not None  # __post_init__ demands it for training
     tokenizer = load_tokenizer(
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )
@@ -76,15 +83,18 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     dataset = training_rows(task, tokenizer, config.max_seq_length)
     regression = task.spec.mode == "regression"
     problem_type = "regression" if regression else "single_label_classification"
-    head = {"labels": task.spec.labels or None, "problem_type": problem_type, "seed": config.seed}
-    teacher = load_classifier(config.teacher_model, classifier_head=config.classifier_head, **head)
-    student = as_transformers_head(load_classifier(config.student_model, **head))
-    inputs = {
-        "teacher_model": weights_fingerprint(teacher),
-        "student_model": weights_fingerprint(student),
-        "data_dir": task.fingerprint,
-        "unlabelled_file_path": dataset.fingerprint,
-    }
+    labels = task.spec.labels or None
+    teacher = load_classifier(
+        config.teacher_model,
+        labels=labels,
+        problem_type=problem_type,
+        classifier_head=config.classifier_head,
+        seed=config.seed,
+    )
+    require_trained_head(teacher, config.teacher_model)
+    student = as_transformers_head(
+        load_classifier(config.student_model, labels=labels, problem_type=problem_type, seed=config.seed)
+    )
     layer_map = None if config.pred_distill else config.build_map(student.config, teacher.config)
     order = (
         None
@@ -96,11 +106,19 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         if regression
         else map_labels(task.spec.labels, label_names(student.config), student.config.num_labels)
     )
+    inputs = {
+        "teacher_model": weights_fingerprint(teacher),
+        "student_model": weights_fingerprint(student),
+        "label_order": [None if o is None else o.tolist() for o in (order, own_order)],
+        "data_dir": task.fingerprint,
+        "unlabelled_file_path": dataset.fingerprint,
+    }
     collate = choose_collator(
         config.layout,
         [teacher, student],
         dataset,
         pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
         max_length=config.max_seq_length,
         reference_averaging=config.reference_averaging,
     )
@@ -119,22 +137,24 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         "student": f"{config.student_model}: {count_parameters(student):,} parameters",
         "learns": "predictions" if layer_map is None else f"layers {layer_map} (student:teacher)",
     }
-    if config.pred_distill and not config.dry_run:
-        # student logits are in the student's own label order, so are their targets
-        targets: Any = keep_logits(
+
+    def logits_of_teacher() -> KeptLogits:
+        return keep_logits(
             Path(config.output_dir) / "teacher_logits",
             teacher.to(accelerator.device),
             dataset,
             collate,
             accelerator,
+            # student logits are in the student's own label order, so are their targets
             label_order=None if order is None or own_order is None else order[own_order.argsort()],
-            key={k: inputs[k] for k in ("teacher_model", "unlabelled_file_path")}
+            key={k: inputs[k] for k in ("teacher_model", "label_order", "unlabelled_file_path")}
             | {"head": config.classifier_head},
             max_tokens=config.eval_batch_size * config.max_seq_length,
         )
-    else:
+
+    keeps = config.pred_distill and not config.dry_run
+    if not keeps:
         teacher.to(accelerator.device, teacher_dtype(accelerator))
-        targets = Teacher(teacher, layer_map, with_logits=config.pred_distill)
     outcome = train(
         Job(
             stage=stage,
@@ -144,7 +164,8 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
             dataset=dataset,
             collate=collate,
             inputs=inputs,
-            targets=targets,
+            targets=no_targets if keeps else Teacher(teacher, layer_map, with_logits=config.pred_distill),
+            make_targets=logits_of_teacher if keeps else None,
             evaluate=(lambda: scorer(student)) if evaluates else None,
             keep="best" if evaluates else "last",
             write_outputs=classifier_outputs(

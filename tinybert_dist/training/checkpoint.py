@@ -1,9 +1,10 @@
-"""One checkpoint format for every strategy: parameters and Adam moments by name, no pickle, valid only when complete.
+"""One checkpoint format for every strategy: parameters and Adam moments by name, no pickle, whole or invalid.
 
-    step-00000400/  model.safetensors  optimizer.safetensors  state.json  manifest.json (last: sizes and sha256)
+    step-00000400/  model.safetensors  optimizer.safetensors  state.json  manifest.json (last: bytes, sha256)
 
-Written to a temporary folder, fsynced, renamed. The newest checkpoint that verifies is resumed from; damaged ones are
-named and passed over; when there are checkpoints and none verifies, the run stops instead of starting afresh.
+Written to a temporary folder, fsynced, renamed. The newest checkpoint that verifies is resumed from; damaged
+ones are named and passed over; when there are checkpoints and none verifies, the run stops instead of
+starting afresh.
 """
 
 import os
@@ -90,7 +91,7 @@ class Checkpoints:
         return target
 
     def newest(self, report=print) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None when there is none at all; `report` is told of damaged ones."""
+        """The newest that verifies, None when there is none at all; `report` is told of damaged ones."""
         candidates = sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
         for folder in candidates:
             problem = self.problem(folder)
@@ -99,8 +100,8 @@ class Checkpoints:
             report(f"checkpoint {folder.name} is damaged ({problem}); falling back to the one before")
         if candidates:
             raise UserError(
-                f"{self.folder}: {len(candidates)} checkpoints and none is whole. Restore one from a copy, or give another "
-                "--output_dir to start afresh."
+                f"{self.folder}: {len(candidates)} checkpoints and none is whole. Restore one from a copy, "
+                "or give another --output_dir to start afresh."
             )
         return None
 
@@ -111,17 +112,12 @@ class Checkpoints:
         return Checkpoint(self.path(step), read_json(self.path(step) / "state.json"))
 
     def problem(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint, or None; one whose best checkpoint is damaged is not whole either."""
+        """What is wrong with a checkpoint, or None; it is not whole without the checkpoints it needs."""
         try:
             manifest = read_json(folder / "manifest.json")["files"]
             for name in FILES:
-                path, entry = folder / name, manifest[name]
-                if path.is_symlink() or not path.is_file():
-                    return f"{name} is missing"
-                if path.stat().st_size != entry["bytes"]:
-                    return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-                if sha256_of(path) != entry["sha256"]:
-                    return f"{name} does not match its sha256"
+                if problem := _file_problem(folder / name, manifest[name]):
+                    return problem
             state = read_json(folder / "state.json")
             if folder.name != self.path(state["step"]).name:
                 return f"it holds step {state['step']}"
@@ -138,6 +134,14 @@ class Checkpoints:
         kept |= {self.path(step) for folder in kept for step in read_json(folder / "state.json")["needs"]}
         for folder in set(folders) - kept:
             shutil.rmtree(folder)
+
+
+def _file_problem(path: Path, entry: dict[str, Any]) -> str | None:
+    if path.is_symlink() or not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path.name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+    return None if sha256_of(path) == entry["sha256"] else f"{path.name} does not match its sha256"
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

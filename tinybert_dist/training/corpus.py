@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from tinybert_dist.config import UserError
 from tinybert_dist.data.corpus import prepare
 from tinybert_dist.data.corpus_part import Recipe
-from tinybert_dist.data.tokens import MANIFEST, TokenDataset
+from tinybert_dist.data.token_manifest import MANIFEST
+from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.training.strategy import on_main
 
@@ -23,7 +24,7 @@ def open_corpus(
     on_bad_record: str = "error",
     num_workers: int = 1,
 ) -> TokenDataset:
-    """Opens `path` if it is a folder of token shards, else prepares its text into `prepared` and opens that. Collective.
+    """Opens `path` if it is a folder of token shards, else prepares its text into `prepared`. Collective.
 
     Raises UserError when shards were made with another tokenizer or for longer sequences.
     """
@@ -42,7 +43,8 @@ def open_corpus(
                 else "all prepared before"
             )
             print(
-                f"corpus: {summary['files']} files, {summary['rows']:,} sequences, {summary['tokens']:,} tokens ({new})"
+                f"corpus: {summary['files']} files, {summary['rows']:,} sequences, "
+                f"{summary['tokens']:,} tokens ({new})"
             )
             if summary["bad_records"]:
                 print(summary["bad_record_summary"])
@@ -51,12 +53,13 @@ def open_corpus(
     known, wanted = dataset.header.get("tokenizer_fingerprint"), WordPieces.of(tokenizer).fingerprint
     if known != wanted:
         raise UserError(
-            f"{folder} was prepared with another tokenizer than the teacher's; run prepare_corpus with this --teacher_model"
+            f"{folder} was prepared with another tokenizer than the teacher's; run prepare_corpus with this "
+            "--teacher_model"
         )
     if len(dataset) == 0:
         raise UserError(f"{folder} holds no sequences; prepare it from text with at least one sentence")
     if (longest := int(dataset.lengths.max())) > recipe.max_seq_length:
         raise UserError(
-            f"{folder} holds sequences of {longest} tokens; give --max_seq_length {longest} or prepare it anew"
+            f"{folder} holds sequences of {longest} tokens; give --max_seq_length {longest} or prepare anew"
         )
     return dataset

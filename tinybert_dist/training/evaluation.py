@@ -1,4 +1,4 @@
-"""Predictions of a classification model over a dataset: every row exactly once, whatever the number of processes."""
+"""Predictions of a classification model over a dataset: every row exactly once, on all processes together."""
 
 import numpy as np
 import torch
@@ -19,19 +19,19 @@ def predict(
     accelerator: Accelerator,
     max_tokens: int,
 ) -> np.ndarray:
-    """Logits [N, C] (float64) in row order, the same on every process. The model must be in evaluation mode."""
+    """Logits [N, C] (float64) in row order, the same on every process; the model is in evaluation mode."""
     assert not model.training, "predictions with dropout on"
     num_classes = model.config.num_labels
-    table = torch.zeros(
-        len(dataset), num_classes + 1, dtype=torch.float64
-    )  # last column: times a row was computed
-    for batch in evaluation_batches(
+    assert num_classes is not None
+    # last column: times a row was computed
+    table = torch.zeros(len(dataset), num_classes + 1, dtype=torch.float64)
+    for host_batch in evaluation_batches(
         dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes
     ):
+        batch = host_batch.to(accelerator.device)
         with accelerator.autocast():
-            batch = batch.to(accelerator.device)
             logits = at_least_float32(classify(model, batch, encode(model, batch).hidden[-1]))
-        rows = batch.rows_B.cpu()
+        rows = host_batch.rows_B
         table[rows, :num_classes] += logits.double().cpu()
         table[rows, num_classes] += 1
     table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()

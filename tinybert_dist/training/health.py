@@ -1,9 +1,11 @@
 """Is the run well: stop requests, equality of weights across processes, finite numbers."""
 
+import math
 import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,7 @@ class TrainingFailed(RuntimeError):
 
 
 class StopRequest:
-    """True once this process was asked to stop: SIGTERM, SIGUSR1, SIGINT, a file STOP in the run folder, or the time limit.
+    """True once this process was asked to stop: SIGTERM, SIGUSR1, SIGINT, a file STOP, or the time limit.
 
     The loop agrees on it across processes at the step boundary, saves, and ends as interrupted.
     """
@@ -24,7 +26,7 @@ class StopRequest:
     def __init__(self, stop_file: Path, max_seconds: float | None):
         self.stop_file, self.reason = stop_file, ""
         self._deadline_at = time.monotonic() + max_seconds if max_seconds else None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -33,7 +35,7 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason:
@@ -63,18 +65,19 @@ def check_equal_weights(accelerator: Accelerator, module: nn.Module, step: int) 
     if by_rank.any():
         rank, index = (int(i) for i in by_rank.nonzero()[0])
         raise TrainingFailed(
-            f"after step {step} parameter {trained[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of process {rank} "
-            "differs from process 0: gradients were not synchronised. Every trained module must be called through the "
-            "wrapper that accelerator.prepare returned."
+            f"after step {step} parameter {trained[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of "
+            f"process {rank} differs from process 0: gradients were not synchronised. Every trained module "
+            "must be called through the wrapper that accelerator.prepare returned."
         )
 
 
 def check_finite(losses: dict[str, float], grad_norm: float, bad_ranks: list[int], step: int) -> None:
     """Raises TrainingFailed before the optimizer moves when a loss or the gradient is NaN or infinite."""
-    bad_terms = [name for name, value in losses.items() if value != value or abs(value) == float("inf")]
-    if bad_terms or bad_ranks or not grad_norm < float("inf"):
+    bad_terms = [name for name, value in losses.items() if not math.isfinite(value)]
+    if bad_terms or bad_ranks or not math.isfinite(grad_norm):
         where = f" first seen on process {bad_ranks[0]}" if bad_ranks else ""
         raise TrainingFailed(
-            f"step {step}: loss or gradient is not finite ({', '.join(bad_terms) or 'gradient norm'}){where}. The weights are "
-            "as they were before this step. Lower --learning_rate or --max_grad_norm, or use --mixed_precision no."
+            f"step {step}: loss or gradient is not finite ({', '.join(bad_terms) or 'gradient norm'}){where}."
+            " The weights are as they were before this step. Lower --learning_rate or --max_grad_norm, or "
+            "use --mixed_precision no."
         )

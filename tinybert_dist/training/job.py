@@ -25,6 +25,7 @@ class Job:
 
     inputs: fingerprints of data and models by option name; with the options they are the run's identity.
     targets: what `module` is called with beside the micro-batch (a Teacher, cached logits, nothing).
+    make_targets: builds `targets` where that takes long: called once the folder is this run's, unfinished.
     evaluate: metrics with a "score" (higher is better) of the module as it is now, computed by all processes.
     keep: whether the best or the last evaluated weights become the finished model.
     write_outputs: writes model folder and result files from the module into a folder; collective.
@@ -39,6 +40,7 @@ class Job:
     inputs: dict[str, Any]
     write_outputs: Callable[[Path, dict[str, Any]], None]
     targets: Callable[[MicroBatch], Any] = no_targets
+    make_targets: Callable[[], Callable[[MicroBatch], Any]] | None = None
     transform: SampleTransform | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
     keep: Literal["best", "last"] = "last"

@@ -1,4 +1,4 @@
-"""How samples are laid out for the models at hand: packed where every model can be, else sorted and padded."""
+"""How samples are laid out for the models at hand: packed where every model can be, else padded."""
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -16,13 +16,20 @@ def choose_collator(
     *,
     pad_token_id: int,
     max_length: int,
+    vocab_size: int = 0,
     reference_averaging: bool = False,
 ) -> Collator:
     """Collator for `models`, probed on two real samples. Prints when padding is unavoidable.
 
-    Raises UserError when max_length is over a position table, or the layout asked for is impossible.
+    Raises UserError when max_length is over a position table, the tokenizer's `vocab_size` over an embedding
+    table, or the layout asked for is impossible.
     """
     for model in models:
+        if vocab_size > model.config.vocab_size:
+            raise UserError(
+                f"{type(model).__name__} has {model.config.vocab_size:,} embeddings, the tokenizer a "
+                f"vocabulary of {vocab_size:,} entries; give the vocabulary this model was trained with"
+            )
         if max_length > num_positions(model.config):
             raise UserError(
                 f"--max_seq_length {max_length} is over the {num_positions(model.config)} positions of "

@@ -1,8 +1,9 @@
 """The one training loop: teacher fine-tuning, general distillation and both task steps run through it.
 
-Order of events in a step: fetch all micro-batches -> reduce denominators -> forward and backward of each, gradients
-synchronised on the last -> reduce losses, finite flag and stop flag once -> gate -> optimizer -> log / evaluate / save
-when due -> stop when agreed. Every draw is keyed by (seed, step, micro-batch), so a resumed run repeats an undisturbed one.
+Order of events in a step: fetch all micro-batches -> reduce denominators -> forward and backward of each,
+gradients synchronised on the last -> reduce losses, finite flag and stop flag once -> gate -> optimizer ->
+log / evaluate / save when due -> stop when agreed. Every draw is keyed by (seed, step, micro-batch), so a
+resumed run repeats an undisturbed one.
 """
 
 import contextlib
@@ -143,21 +144,15 @@ class TrainingLoop:
     def _optimizer_step(
         self, micro_batches: list[tuple[int, MicroBatch]], window: Window, stop: bool
     ) -> list[int]:
-        """One optimizer step over this process's micro-batches; returns the processes that were asked to stop."""
+        """One optimizer step over this process's micro-batches; returns the processes asked to stop."""
         accelerator, device, job = self.accelerator, self.accelerator.device, self.job
         groups, totals = self._totals([batch for _, batch in micro_batches])
-        rate = learning_rate_at(
-            self.step,
-            total_steps=self.total_steps,
-            peak=self.options.learning_rate,
-            warmup_proportion=self.options.warmup_proportion,
-            schedule=self.options.lr_schedule,
-        )
+        rate = self._learning_rate()
         for group in self.prepared_optimizer.param_groups:
             group["lr"] = rate
         loss_sums = torch.zeros(len(job.module.term_weights), dtype=torch.float64, device=device)
-        for i, (index, batch) in enumerate(micro_batches):
-            batch = batch.to(device)
+        for i, (index, host_batch) in enumerate(micro_batches):
+            batch = host_batch.to(device)
             targets = job.targets(batch)
             torch.manual_seed(draw_seed(self.options.seed, self.step, index))  # dropout, whatever the process
             is_last = i == len(micro_batches) - 1
@@ -168,9 +163,8 @@ class TrainingLoop:
                     [sums[t] / totals[groups.index(t.split("/")[0])] for t in job.module.term_weights]
                 )
                 loss = (terms * weight) @ terms.new_tensor(list(job.module.term_weights.values()))
-                accelerator.backward(
-                    loss * accelerator.num_processes
-                )  # undoes the wrapper's mean over processes
+                # times the processes: undoes the wrapper's mean over them
+                accelerator.backward(loss * accelerator.num_processes)
             loss_sums += terms.detach().double() * weight
         grad_norm = accelerator.clip_grad_norm_(
             self.module.parameters(), self.options.max_grad_norm or math.inf
@@ -182,8 +176,19 @@ class TrainingLoop:
         self._count(window, losses, float(grad_norm), rate, totals)
         return stop_ranks
 
+    def _learning_rate(self) -> float:
+        options = self.options
+        assert options.warmup_proportion is not None and options.lr_schedule is not None, "set by the options"
+        return learning_rate_at(
+            self.step,
+            total_steps=self.total_steps,
+            peak=options.learning_rate,
+            warmup_proportion=options.warmup_proportion,
+            schedule=options.lr_schedule,
+        )
+
     def _totals(self, micro_batches: list[MicroBatch]) -> tuple[list[str], Tensor]:
-        """Loss groups and, in the same order, their denominators over the whole optimizer step; then token counts."""
+        """Loss groups and, in that order, their denominators over the optimizer step; then token counts."""
         counts: dict[str, float] = defaultdict(float)
         for batch in micro_batches:
             share = 0 if batch.is_dummy else 1
@@ -197,7 +202,7 @@ class TrainingLoop:
         return list(counts), self.accelerator.reduce(values, "sum").clamp(min=1)
 
     def _agree(self, loss_sums: Tensor, stop: bool) -> tuple[dict[str, float], list[int], list[int]]:
-        """One reduction: the step's losses by term, the processes with a non-finite loss, those asked to stop."""
+        """One reduction: losses of the step by term, processes with a non-finite one, those asked to stop."""
         world_size = self.accelerator.num_processes
         flags = loss_sums.new_zeros(2, world_size)
         flags[0, self.accelerator.process_index] = (~loss_sums.isfinite()).any().double()
@@ -272,8 +277,8 @@ class TrainingLoop:
 
     def _freeze_unreached(self) -> list[str]:
         # one throw-away forward and backward on the unwrapped module
-        index, batch = self.batches(0, 1)[0][0]
-        batch = batch.to(self.accelerator.device)
+        _, host_batch = self.batches(0, 1)[0][0]
+        batch = host_batch.to(self.accelerator.device)
         with self.accelerator.autocast():
             return self.module.freeze_unreached(self.module(batch, self.job.targets(batch)))
 

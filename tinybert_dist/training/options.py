@@ -35,7 +35,9 @@ class TrainingOptions(StageOptions):
     adam_epsilon: float = HfArg(default=1e-6, help="epsilon of AdamW")
     max_grad_norm: float = HfArg(default=1.0, help="global gradient norm is clipped to this; 0 = never")
     mixed_precision: str = HfArg(
-        default="auto", metadata={"choices": ["auto", "no", "bf16"]}, help="auto: bf16 on GPUs that have it"
+        default="auto",
+        metadata={"choices": ["auto", "fastest", "no", "bf16"]},
+        help="auto: bf16 on GPUs that have it; fastest: on CPUs that have it, too",
     )
     layout: str = HfArg(
         default="auto",
@@ -89,8 +91,9 @@ class TrainingOptions(StageOptions):
             raise UserError("--learning_rate and --num_train_epochs must be greater than 0")
         if self.gradient_accumulation_steps > self.train_batch_size:
             raise UserError(
-                f"--gradient_accumulation_steps {self.gradient_accumulation_steps} is more than --train_batch_size "
-                f"{self.train_batch_size}: the batch of one optimizer step is divided into that many micro-batches"
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps} is more than "
+                f"--train_batch_size {self.train_batch_size}: the batch of one optimizer step is divided "
+                "into that many micro-batches"
             )
 
 

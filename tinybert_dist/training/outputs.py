@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinybert_dist.config import to_dict
 from tinybert_dist.distill.modules import Distiller
@@ -20,7 +20,7 @@ def encoder_outputs(
     options: TrainingOptions,
     stage: str,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     accelerator: Accelerator,
     *,
     teacher: str | None = None,
@@ -41,7 +41,7 @@ def classifier_outputs(
     options: TrainingOptions,
     stage: str,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     scorer: Scorer,
     accelerator: Accelerator,
     base_model: str | None,
@@ -53,14 +53,14 @@ def classifier_outputs(
 
     def write(folder: Path, result: dict[str, Any]) -> None:
         spec = scorer.task.spec
-        logits = scorer.all_logits(model)
+        logits = scorer.all_logits(model) if "score" in result else {}
         if accelerator.is_main_process:
-            scorer.write_predictions(folder, logits)
             card = _card(
                 options, stage, model, result, teacher=teacher, base_model=base_model, task=spec.name
             )
             save_model(model, tokenizer, folder, card=card, projections=projections_of(distiller))
-            if "score" in result:
+            if "score" in result:  # else the head is not trained: step 1 looks at the layers below it
+                scorer.write_predictions(folder, logits)
                 write_results(folder, spec.name, spec.selection_metric, result)
 
     return write

@@ -1,4 +1,4 @@
-"""The run folder: who it belongs to, whether to start, resume or leave it alone, and how the last attempt ended.
+"""The run folder: whose it is, whether to start, resume or leave it alone, and how the last attempt ended.
 
 config.yaml  run.json (identity)  metrics.jsonl  checkpoints/  outcome.json  + the finished model
 """
@@ -13,11 +13,22 @@ from tinybert_dist.training.options import OPERATIONAL
 PREPARED = {"tokens", "pretrained", "teacher_logits"}  # made by the same command before the run itself starts
 
 
+def refuse_strangers_folder(path: str | Path) -> None:
+    """Raises UserError for a folder with files no run made: before hours of preparation, not after them."""
+    path = Path(path)
+    if (path / "run.json").exists() or not path.is_dir():
+        return
+    if any(file.name not in PREPARED for file in path.iterdir()):
+        raise UserError(
+            f"--output_dir {path} is not empty and no run of this program made it; give a new or empty folder"
+        )
+
+
 class RunFolder:
     """One training run's folder.
 
-    identity: everything that decides the numbers (options, data and model fingerprints). The same command on its own
-    folder resumes; another identity is refused with both values.
+    identity: everything that decides the numbers (options, data and model fingerprints). The same command on
+    its own folder resumes; another identity is refused with both values.
     """
 
     def __init__(self, path: str | Path, stage: str, config: Any, inputs: dict[str, Any]):
@@ -31,11 +42,8 @@ class RunFolder:
         owner = self.path / "run.json"
         if owner.exists():
             self._require_same(read_json(owner)["identity"])
-        elif self.path.is_dir() and any(f.name not in PREPARED for f in self.path.iterdir()):
-            raise UserError(
-                f"--output_dir {self.path} is not empty and no run of this program made it; give a new or empty folder"
-            )
         else:
+            refuse_strangers_folder(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(owner, {"identity": self.identity})
         write_atomic(self.path / "config.yaml", to_yaml(self.config))
@@ -45,7 +53,8 @@ class RunFolder:
         if keys:
             changes = "; ".join(f"{k}: {other.get(k)!r} there, {self.identity.get(k)!r} now" for k in keys)
             raise UserError(
-                f"--output_dir {self.path} holds another run ({changes}). Give another folder, or the same options to resume."
+                f"--output_dir {self.path} holds another run ({changes}). Give another folder, or the same "
+                "options to resume."
             )
 
     def finished(self) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ class Scorer:
         return cls(task, datasets, collate, accelerator, eval_batch_size * collate.max_length, label_order)
 
     def logits(self, model: PreTrainedModel, split: str) -> np.ndarray:
-        """[N, C] in the task's label order, [N] values for regression. Collective; leaves the model's mode as it was."""
+        """[N, C] in the task's label order; regression: [N]. Collective; the model's mode stays."""
         was_training = model.training
         model.eval()
         logits = predict(model, self.datasets[split], self.collate, self.accelerator, self.max_tokens)
@@ -75,7 +75,7 @@ class Scorer:
         return {split: self.logits(model, split) for split in self.datasets}
 
     def scores(self, logits: dict[str, np.ndarray]) -> dict[str, float]:
-        """Flat metrics of the labelled splits, `<split>/<metric>`, and "score": the selection metric of the first."""
+        """Metrics of the labelled splits, `<split>/<metric>`, and "score": the first's selection metric."""
         by_split = {s: self.metrics(s, values) for s, values in logits.items() if self.is_labelled(s)}
         flat = {
             f"{split}/{name}": value for split, values in by_split.items() for name, value in values.items()
@@ -101,7 +101,7 @@ class Scorer:
 
 
 def write_results(folder: Path, task: str, selection_metric: str, result: dict[str, Any]) -> None:
-    """eval_results.json and the reference's eval_results.txt (`name = value` lines) from Scorer's flat metrics."""
+    """eval_results.json and the reference's eval_results.txt (`name = value`) from Scorer's flat metrics."""
     splits: dict[str, dict[str, float]] = {}
     for name, value in result.items():
         split, slash, metric = name.partition("/")

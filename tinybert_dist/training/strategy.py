@@ -1,4 +1,4 @@
-"""Starts accelerate so that the processes the launcher started are really the processes that train together."""
+"""Starts accelerate so that the processes the launcher started really train together."""
 
 import datetime
 import os
@@ -34,19 +34,27 @@ def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> 
         handlers.append(
             InitProcessGroupKwargs(backend=backend, timeout=datetime.timedelta(seconds=timeout_s))
         )
-    if mixed_precision == "auto":
-        mixed_precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no"
+    if mixed_precision in {"auto", "fastest"}:
+        mixed_precision = "bf16" if _has_fast_bf16(has_gpu, mixed_precision == "fastest") else "no"
     accelerator = Accelerator(cpu=not has_gpu, mixed_precision=mixed_precision, kwargs_handlers=handlers)
     if accelerator.num_processes != world_size:
         raise UserError(
-            f"the launcher started {world_size} processes but they see {accelerator.num_processes}; start with one of "
-            "accelerate_configs/ (accelerate launch --config_file ...)"
+            f"the launcher started {world_size} processes but they see {accelerator.num_processes}; start "
+            "with one of accelerate_configs/ (accelerate launch --config_file ...)"
         )
     if accelerator.distributed_type not in SUPPORTED:
         raise UserError(
-            f"strategy {accelerator.distributed_type.value} is not supported by this version; use one of accelerate_configs/"
+            f"strategy {accelerator.distributed_type.value} is not supported by this version; use one of "
+            "accelerate_configs/"
         )
     return accelerator
+
+
+def _has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
+    if has_gpu:
+        return torch.cuda.is_bf16_supported()
+    # emulated bf16 is several times slower than float32; with the instructions it is about twice as fast
+    return cpu_too and torch.cpu._is_avx512_bf16_supported()
 
 
 def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *arguments: object) -> ResultT:

@@ -23,37 +23,41 @@ def check_same_vocabulary(
     if own != other:
         word = next(w for w in sorted({**own, **other}) if own.get(w) != other.get(w))
         raise UserError(
-            f"vocabularies differ: student {student} has {len(own):,} entries, teacher {teacher} {len(other):,}; for example "
-            f"{word!r} is {own.get(word)} and {other.get(word)}. Distillation needs one tokenizer: start the student from "
-            "this teacher (general_distill --student_model tinybert-4l-312)."
+            f"vocabularies differ: student {student} has {len(own):,} entries, teacher {teacher} "
+            f"{len(other):,}; for example {word!r} is {own.get(word)} and {other.get(word)}. Distillation "
+            "needs one tokenizer: start the student from this teacher (general_distill --student_model "
+            "tinybert-4l-312)."
         )
 
 
 def continue_projections(distiller: Distiller, student: str) -> None:
     """Continues with the projections beside a student's weights; a shared one fills every per-layer one."""
-    saved = load_projections(student) if _has_weights(Path(student)) else None
-    if not saved or not distiller.projections:
+    is_new = is_named_student(student) or student.endswith(".json") or _is_config_only(Path(student))
+    saved = None if is_new or not distiller.projections else load_projections(student)
+    if not saved:
         return
     for i, projection in enumerate(distiller.projections):
         prefix = "fit_dense." if "fit_dense.weight" in saved else f"fit_denses.{i}."
-        state = {name: saved.get(prefix + name) for name in ("weight", "bias")}
-        if any(t is None or t.shape != projection.get_parameter(n).shape for n, t in state.items()):
+        state = {name: saved[prefix + name] for name in ("weight", "bias") if prefix + name in saved}
+        fits = all(tensor.shape == projection.get_parameter(n).shape for n, tensor in state.items())
+        if len(state) == 2 and fits:
+            projection.load_state_dict(state)
+        else:
             print(
-                f"projection {prefix[:-1]} of the student's folder has other widths or is missing: starting a new one"
+                f"projection {prefix[:-1]} of the student's folder has other widths or is missing: "
+                "starting a new one"
             )
-            continue
-        projection.load_state_dict(state)  # type: ignore[arg-type]
 
 
 def new_or_trained_student(name: str, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A base model: a named size or a config (file, or folder without weights) initialised anew, or a folder's weights."""
+    """Base model: a named size or config (file, or folder without weights) made anew, or trained weights."""
     path = Path(name)
     if is_named_student(name) or path.suffix == ".json":
         return new_student(name, teacher_config=teacher.config, seed=seed)
-    if path.is_dir() and not _has_weights(path):
+    if _is_config_only(path):
         return new_student(path / "config.json", teacher_config=teacher.config, seed=seed)
     return load_encoder(name, seed=seed)
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+def _is_config_only(path: Path) -> bool:
+    return path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin"))

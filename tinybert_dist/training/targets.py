@@ -39,7 +39,7 @@ def keep_logits(
     key: dict[str, Any],
     max_tokens: int,
 ) -> KeptLogits:
-    """Logits of every row from `folder`/teacher_logits.safetensors, or computed by all processes and written there.
+    """Logits of every row from `folder`/teacher_logits.safetensors, else computed by all processes and kept.
 
     key: fingerprints of teacher, tokenizer and data; other logits than these are computed anew. Collective.
     """
@@ -62,7 +62,8 @@ def _write(folder: Path, path: Path, note: Path, logits_NC: np.ndarray, key: str
     folder.mkdir(parents=True, exist_ok=True)
     note.unlink(missing_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({"logits": logits_NC.astype(np.float32)}, temporary)
+    # numpy picks columns into column order, and safetensors would write its bytes as if they were rows
+    save_file({"logits": np.ascontiguousarray(logits_NC, dtype=np.float32)}, temporary)
     temporary.replace(path)
     fsync_folder(folder)
     write_json(note, {"key": key, "rows": len(logits_NC)})

@@ -25,6 +25,8 @@ def train(job: Job) -> dict[str, Any]:
     if outcome := on_main(job.accelerator, folder.finished):
         say(f"{job.stage}: {folder.path} is already finished (step {outcome['step']}); nothing to do")
         return outcome
+    if job.make_targets:
+        job.targets = job.make_targets()
     loop = TrainingLoop(job, folder, _newest_checkpoint(job, folder))
     _describe(job, loop, say)
     try:
@@ -63,13 +65,14 @@ def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
 
 def _describe(job: Job, loop: TrainingLoop, say) -> None:
     trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
+    step_tokens = job.dataset.num_tokens * loop.order.batch_size // len(job.dataset)
     facts = {
         **job.facts,
         "training rows": f"{len(job.dataset):,} ({job.dataset.num_tokens:,} tokens)",
         "processes": f"{job.accelerator.num_processes} on {job.accelerator.device.type}, "
         f"{job.accelerator.mixed_precision} mixed precision",
-        "optimizer step": f"{loop.order.batch_size} examples in {loop.constants['num_micro_batches']}+ micro-batches, "
-        f"{job.collate.layout} rows, about {job.dataset.num_tokens * loop.order.batch_size // len(job.dataset):,} tokens",
+        "optimizer step": f"{loop.order.batch_size} examples in {loop.constants['num_micro_batches']}+ "
+        f"micro-batches, {job.collate.layout} rows, about {step_tokens:,} tokens",
         "steps": f"{loop.total_steps:,} ({loop.order.steps_per_epoch:,} an epoch)",
         "trained parameters": f"{trained:,}"
         + (f"; {len(loop.frozen)} tensors frozen" if loop.frozen else ""),
