@@ -8,7 +8,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 OUTPUT=${OUTPUT:-$ROOT/runs/quickstart}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$PYTHON" -m tinybert_dist.stages.pipeline "$ROOT/launch/recipes/quickstart.yaml" --set "output_dir=$OUTPUT" "$@"
-if [ -f "$OUTPUT/report/report.md" ]; then
-    printf '\nThe report card:   %s\n' "$OUTPUT/report/report.png"
+if [ -f "$OUTPUT/report.md" ]; then
+    printf '\nThe report card:   %s\n' "$OUTPUT/report.png"
     printf 'The student model: %s\n' "$OUTPUT/student"
 fi

@@ -166,7 +166,7 @@ def test_values_out_of_range(extra, message):
 
 
 def test_step_1_is_constant_and_step_2_linear_as_the_reference():
-    """SPEC 5: only step 1 has neither warm-up nor decay; what is asked for wins."""
+    """Only step 1 has neither warm-up nor decay; what is asked for wins."""
     one, two = parse(task, CONFIGS[task]), parse(task, [*CONFIGS[task], "--pred_distill"])
     assert (one.lr_schedule, one.warmup_proportion) == ("constant", 0.0)
     assert (two.lr_schedule, two.warmup_proportion) == ("linear", 0.1)

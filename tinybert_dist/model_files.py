@@ -52,7 +52,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def load_config(path: str | Path, **overrides: Any) -> PreTrainedConfig:
-    """config.json of a model, or of a path to that file, with what old configs lack filled in (SPEC 9).
+    """config.json of a model, or of a path to that file, with what old configs lack filled in.
 
     Raises UserError naming the file when it is missing, unparsable, or of an unknown architecture.
     """
@@ -114,7 +114,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], list[Path]]
 
 
 def load_projections(path: str | Path) -> dict[str, torch.Tensor] | None:
-    """Hidden-state projections of a folder by name (`fit_dense.weight`, `fit_denses.0.weight` ... as SPEC 9,
+    """Hidden-state projections of a folder by name (`fit_dense.weight`, `fit_denses.0.weight` ...,
     or what our own projections.safetensors beside the model holds); None if it has none."""
     file = model_folder(path) / "projections.safetensors"
     if file.is_file() and not Path(path).is_file():

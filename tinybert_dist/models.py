@@ -139,7 +139,7 @@ def load_classifier(
     """Sequence classifier (or regressor: problem_type "regression", one output); see load_encoder.
 
     `labels` names the outputs. A trained head that has names of its own keeps them and their order: map by
-    name. `classifier_head`: "reference" scores classifier(relu(pooled)) without dropout (SPEC 3),
+    name. `classifier_head`: "reference" scores classifier(relu(pooled)) without dropout,
     "transformers" its own way; "auto" is "reference" for files with a classifier beside fit_dense(s).
     `replace_head` draws a new head. Raises UserError if a trained head has another number of outputs, or
     other label names, than asked for.
@@ -155,8 +155,7 @@ def load_classifier(
     if asked is not None and trained is not None and len(trained) != asked:
         raise UserError(
             f"{files[0]}: its classifier has {len(trained)} outputs, the task needs {asked}. Give a model of "
-            "this task; "
-            "a new task starts from the encoder with a new head."
+            "this task; a new task starts from the encoder with a new head (finetune_teacher --replace_head)."
         )
     _set_labels(config, labels, problem_type, asked, trained, files[0])
     model = _build(
@@ -174,7 +173,7 @@ def load_classifier(
 
 
 def has_reference_head(model: nn.Module) -> bool:
-    """Whether a classifier scores with the reference's relu head (SPEC 3)."""
+    """Whether a classifier scores with the reference's relu head."""
     return isinstance(getattr(model, "dropout", None), nn.ReLU)
 
 

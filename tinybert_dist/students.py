@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from tinybert_dist.config import UserError
 from tinybert_dist.model_files import load_config, whole_tensors
 
-# SPEC 1
+# arXiv 1909.10351, section 4.2
 NAMED_STUDENTS = {
     "tinybert-4l-312": {
         "num_hidden_layers": 4,
@@ -69,7 +69,7 @@ def new_student(
     teacher: PreTrainedModel | None = None,
     attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
-    """Base model in float32, initialised as SPEC 1 from `seed` alone (same weights on every rank).
+    """Base model in float32, initialised as BERT from `seed` alone (same weights on every rank).
 
     `init_from_teacher_layers` (0-based teacher layer of each student layer) copies embeddings, pooler and
     these layers from `teacher`; widths must be equal. Raises UserError if they are not, or a layer does not

@@ -16,7 +16,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def load_tokenizer(
     path: str | Path, do_lower_case: bool | None = None, max_length: int | None = None
 ) -> PreTrainedTokenizerFast:
-    """Fast tokenizer of a hub name or folder; a folder with only vocab.txt (SPEC 9) becomes a BERT tokenizer.
+    """Fast tokenizer of a hub name or folder; a folder with only vocab.txt becomes a BERT tokenizer.
 
     `do_lower_case` None: what the folder states; if it states nothing, True unless the vocabulary holds
     words with ASCII capitals. `max_length` None: what the folder states, else the model's positions. Raises

@@ -70,7 +70,7 @@ def one_at_a_time(masked_lm, text, mask_pieces):
 
 
 def reference_candidates(masked_lm, vectors, text):
-    """SPEC 8 step 2 read literally: {word index: candidates}."""
+    """The original's candidates read literally: {word index: candidates}."""
     tokenizer = masked_lm[1]
     words = EnglishWords().split(text)
     pieces_of = [tokenizer.tokenize(word) for word in words.words]

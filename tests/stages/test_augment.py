@@ -207,7 +207,9 @@ def test_bad_rows_stop_before_anything_is_written(tmp_path, model_dir):
     summary = run(
         options(model_dir, glue_dir=tmp_path, task_name="SST-2", on_bad_record="skip", max_examples=3)
     )
-    assert summary["examples"] == 3
+    assert summary["examples"] == len(SST2) - 1
+    untouched = lines_of(tmp_path / "train_aug.tsv")[-(len(SST2) - 4) :]
+    assert untouched == SST2[4:]  # only the first three are augmented, the others copied
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_real_sst2_with_real_glove(tmp_path, shared_data):
         )
     )
     counts = summary["counts"]
-    assert summary["examples"] == 60 and summary["new_rows"] > 600
+    assert summary["examples"] == 67_349 and summary["new_rows"] > 600
     assert counts["by_model"] + counts["by_vectors"] + counts["unchanged"] == counts["words"]
     assert counts["by_vectors"] > 5
     out = lines_of(tmp_path / "train_aug.tsv")

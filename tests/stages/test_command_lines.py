@@ -1,4 +1,4 @@
-"""The command lines users already have (SPEC 6), word for word: only the launcher in front differs."""
+"""The command lines users already have, word for word: only the launcher in front differs."""
 
 import shutil
 

@@ -101,6 +101,41 @@ def test_test_split_and_glue_submission(workspace, sentences, tmp_path, capsys):
     assert (tmp_path / "both" / "predictions_test.tsv").exists()
 
 
+def test_mnli_has_two_dev_sets_and_its_hub_models_another_label_order(workspace, sentences, tmp_path):
+    """By index users got 10-44 % instead of 83 %; the matched set is the one that counts."""
+    data = tmp_path / "MNLI"
+    data.mkdir()
+    names, start = (
+        ["entailment", "neutral", "contradiction"],
+        {"train": 0, "dev_matched": 20, "dev_mismatched": 40},
+    )
+    header = "\t".join([f"c{i}" for i in range(8)] + ["sentence1", "sentence2", "gold_label"])
+    for split, first in start.items():
+        part = zip(sentences[first : first + 12], sentences[first + 12 : first + 24], strict=True)
+        lines = ["\t".join(["x"] * 8 + [a, b, names[i % 3]]) for i, (a, b) in enumerate(part)]
+        (data / f"{split}.tsv").write_text("\n".join([header, *lines]) + "\n")
+    model = tmp_path / "model"
+    shutil.copytree(workspace / "teacher", model)
+    state = load_file(model / "model.safetensors")
+    state["classifier.weight"] = torch.zeros(3, 48)
+    state["classifier.bias"] = torch.tensor([2.0, 1.0, 0.0])  # always entailment, its class 0
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(model / "config.json")
+    ids = {"id2label": {str(i): x.upper() for i, x in enumerate(names)}}
+    ids["label2id"] = {x.upper(): i for i, x in enumerate(names)}
+    (model / "config.json").write_text(json.dumps(config | ids))
+    options = {"student_model": model, "data_dir": data, "task_name": "mnli"}
+    result = score(workspace, tmp_path / "run", **options)
+    assert {row["prediction"] for row in predictions(tmp_path / "run")} == {"entailment"}
+    assert float(predictions(tmp_path / "run")[0]["p(entailment)"]) > 0.6
+    assert result["score"] == result["dev_matched/accuracy"] == pytest.approx(1 / 3)
+    assert list(read_json(tmp_path / "run" / "eval_results.json")["splits"]) == [
+        "dev_matched",
+        "dev_mismatched",
+    ]
+    assert (tmp_path / "run" / "predictions_dev_mismatched.tsv").exists()
+
+
 def test_reference_folder_scores_with_its_relu_head(reference_folders, tmp_path):
     options = {"student_model": reference_folders / "teacher", "data_dir": reference_folders / "task"}
     options |= {"labels": ["short", "middle", "long"], "max_seq_length": 24}

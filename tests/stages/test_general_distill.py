@@ -93,6 +93,14 @@ def test_layer_maps(workspace, tmp_path, capsys, layer_map, pairs):
     assert f"layers {pairs} (student:teacher)" in capsys.readouterr().out
 
 
+def test_a_named_size_is_made_to_fit_the_teacher(workspace, tmp_path, capsys):
+    """12 heads of 26 against the teacher's 4 of 12, its vocabulary and its positions."""
+    options = {"student_model": "tinybert-4l-312", "dry_run": True}
+    assert general(workspace, tmp_path / "run", **options) == {"outcome": "dry_run"}
+    output = capsys.readouterr().out
+    assert "layers 1:1,2:2,3:3,4:4" in output and "tinybert-4l-312: 4," in output  # 4.9 M: 500 word pieces
+
+
 def test_weight_of_a_pair_scales_its_share_of_the_loss(workspace, tmp_path, plain_student):
     general(workspace, tmp_path / "run", layer_map="1:2:0.5,2:4", max_steps=1, student_model=plain_student)
     row = rows(tmp_path / "run")[0]

@@ -311,7 +311,7 @@ def test_augmented_rows_replace_the_train_file(workspace, general_student, tmp_p
 
 
 def test_regression_learns_the_teachers_values(workspace, general_student, sentences, tmp_path):
-    """STS-B-like pairs; the gold scores are far from the teacher's, which is what counts (SPEC 3)."""
+    """STS-B-like pairs; the gold scores are far from the teacher's, which is what counts."""
     pairs = [f"{a}\t{b}\t{len(a) / 40:.2f}" for a, b in zip(sentences[:64], sentences[64:128], strict=True)]
     data = own_task(tmp_path / "task", pairs, header="sentence1\tsentence2\tscore")
     options = {"data_dir": data, "task_mode": "regression", "label_column": "score"}
@@ -335,6 +335,32 @@ def test_regression_learns_the_teachers_values(workspace, general_student, sente
     assert said.mean() < -2, "the teacher says about -10, the labels are above 0"
     _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_a_step_with_fewer_rows_than_micro_batches(workspace, general_student, tmp_path):
+    """The last step of each epoch holds one row, cut into four micro-batches of which three are empty."""
+    student = edit_config(
+        copy_model(general_student, tmp_path / "quiet"),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    data = own_task(tmp_path / "task", (workspace / "task" / "train.tsv").read_text().splitlines()[1:10])
+    options = {"data_dir": data, "student_model": student, "max_steps": None, "num_train_epochs": 2}
+    task(workspace, tmp_path / "one", **options)
+    task(workspace, tmp_path / "four", gradient_accumulation_steps=4, **options)
+    assert len(losses(tmp_path / "four")) == 4
+    for ours, theirs in zip(losses(tmp_path / "four"), losses(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_clipping_can_be_switched_off(workspace, general_student, tmp_path):
+    task(workspace, tmp_path / "clipped", student_model=general_student, max_grad_norm=1e-3)
+    task(workspace, tmp_path / "free", student_model=general_student, max_grad_norm=0)
+    for name in ("clipped", "free"):
+        row = rows(tmp_path / name)[0]
+        assert 0.1 < row["grad_norm"] < 100, "the norm before clipping"
+    assert losses(tmp_path / "clipped")[0] == losses(tmp_path / "free")[0]
+    assert losses(tmp_path / "clipped")[1] != losses(tmp_path / "free")[1]
 
 
 # --- the reference's folders --------------------------------------------------------------------------------
@@ -407,7 +433,7 @@ def test_number_of_classes_of_teacher_and_data_differ(workspace, general_student
         task(workspace, tmp_path / "run", data_dir=data, student_model=general_student)
 
 
-def test_label_outside_the_set_names_file_and_line(workspace, general_student, tmp_path):
+def test_label_outside_the_set_names_file_and_line(workspace, general_student, tmp_path, capsys):
     data = tmp_path / "task"
     shutil.copytree(workspace / "task", data)
     with (data / "dev.tsv").open("a") as file:
@@ -417,7 +443,10 @@ def test_label_outside_the_set_names_file_and_line(workspace, general_student, t
         UserError, match=r"dev\.tsv:62: label 'perhaps' .*Allowed: no, yes.*on_bad_record skip"
     ):
         task(workspace, tmp_path / "run", **options)
+    capsys.readouterr()
     task(workspace, tmp_path / "skip", on_bad_record="skip", **options)
+    summary = [x for x in capsys.readouterr().out.splitlines() if x.startswith("1 bad records passed over")]
+    assert len(summary) == 1 and "dev.tsv:62" in summary[0]
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,12 @@ class Source:
         """Header, text columns and rows of the file; rows of another width go to `bad`."""
         return read_raw_rows(self.file, self.spec, bad)
 
-    def count(self, bad: BadRecords, max_examples: int | None) -> int:
+    def count(self, bad: BadRecords) -> int:
         """Examples of the file, every row checked, so that a bad one stops the run before it starts.
 
         Raises UserError for a file without examples.
         """
-        found = sum(1 for _ in islice(self.rows(bad).rows, max_examples))
+        found = sum(1 for _ in self.rows(bad).rows)
         if not found:
             raise UserError(f"{self.file}: holds no example, so there is nothing to augment. Check the file.")
         return found
@@ -55,7 +55,7 @@ def path_source(path: str, text: str | None, pair: str | None, label: str | None
 
     Tables (CSV, TSV, JSON lines, Parquet) carry a header and come out as TSV. Any other file is text without
     header, and the commonest number of tab fields says what a line is: 1 text, 2 text and label, 3 two texts
-    and label (SPEC 7). Raises UserError for a missing file and for columns that cannot be told.
+    and label. Raises UserError for a missing file and for columns that cannot be told.
     """
     file = Path(path)
     if file.is_dir():

@@ -1,4 +1,4 @@
-"""Augmented sentences (SPEC 8): candidates for the words of a text, and seeded draws from them.
+"""Augmented sentences: candidates for the words of a text, and seeded draws from them.
 
 Candidates depend on the text alone, draws on (seed, example, column) alone: examples can be spread over
 processes, reordered or resumed without a change in what comes out.
@@ -41,7 +41,7 @@ class CandidateFinder:
     def __init__(
         self, segmenter: Segmenter, masked_words: MaskedWords, vectors: WordVectors | None, top: int
     ) -> None:
-        """`top`: M, the candidates of a word (SPEC 5: 15)."""
+        """`top`: M, the candidates of a word."""
         self._segmenter, self._masked_words, self._vectors, self._top = segmenter, masked_words, vectors, top
         self._known: OrderedDict[Words, Candidates] = OrderedDict()
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
@@ -86,7 +86,7 @@ class CandidateFinder:
 def draw(
     text: str, candidates: Candidates, times: int, probability: float, generator: np.random.Generator
 ) -> list[str]:
-    """New sentences out of `times` draws, in the order drawn (SPEC 8, step 3).
+    """New sentences out of `times` draws, in the order drawn.
 
     Each draw takes one candidate per replaceable word, all equally likely, and puts it in with `probability`.
     A sentence already drawn, or the text itself (also as its words re-joined), is not new.

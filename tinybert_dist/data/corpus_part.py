@@ -165,7 +165,7 @@ def _pregenerated_rows(
     counts: Counter[str],
     on_read: OnRead | None,
 ) -> Iterator[Row]:
-    # the reference's epoch_N.json: only tokens and segments matter (SPEC 7)
+    # the reference's epoch_N.json: only tokens and segments matter
     remedy = "Write the file again with the same vocabulary and length, or give the raw text."
     for position, row in read_rows(path, bad, on_read):
         tokens, segments = row.get("tokens"), row.get("segment_ids")

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks: files, columns, label order and scores (SPEC 5 and 7)."""
+"""The nine GLUE tasks: files, columns, label order and scores."""
 
 import dataclasses
 import difflib

@@ -65,7 +65,7 @@ def all_fractional(counts: Mapping[str, int]) -> bool:
 def map_labels(
     data_labels: Sequence[str], model_labels: Sequence[str] | None, num_model_labels: int | None = None
 ) -> np.ndarray:
-    """int64[C]: `logits[:, index]` puts a model's logits into the order of `data_labels`, by name (SPEC 7).
+    """int64[C]: `logits[:, index]` puts a model's logits into the order of `data_labels`, by name.
 
     Names match exactly, or ignoring case. A model without names (None, or transformers' LABEL_0, LABEL_1 ...)
     of `num_model_labels` classes is taken to be in the data's order, with a warning. Raises UserError showing

@@ -34,7 +34,7 @@ class MaskedWords:
     """The words a masked LM prefers at a place.
 
     A word of one piece: the `top` vocabulary entries at its place, then continuation pieces and special
-    tokens dropped (SPEC 8). A Chinese word of the segmenter: all its characters are masked at once, and every
+    tokens dropped. A Chinese word of the segmenter: all its characters are masked at once, and every
     dictionary word of that length is scored by the sum of its characters' log-probabilities; the best `top`
     are exact (no beam) and real words.
     """

@@ -18,7 +18,7 @@ def pack_pairs(
     seed: int | str,
     continuation_ids: Container[int] = frozenset(),
 ) -> Iterator[Row]:
-    """Rows (input_ids, segment_b): `[CLS] A [SEP] B [SEP]` of neighbouring sentences (SPEC 7).
+    """Rows (input_ids, segment_b): `[CLS] A [SEP] B [SEP]` of neighbouring sentences.
 
     Whole sentences of one document are taken as long as they fit; A ends after a drawn number of them, as in
     BERT's own data. A sentence that fits no sequence is cut and continued in the next. No row crosses

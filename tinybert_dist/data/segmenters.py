@@ -64,7 +64,7 @@ class Words(NamedTuple):
 
 
 def is_eligible(word: str) -> bool:
-    """Letters only and not a stop word (SPEC 8)."""
+    """Letters only and not a stop word."""
     return word.isalpha() and word.lower() not in ENGLISH_STOP_WORDS and word not in CHINESE_STOP_WORDS
 
 

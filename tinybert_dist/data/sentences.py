@@ -44,7 +44,7 @@ def find_files(path: str | Path, what: str = "input") -> list[Path]:
 def read_sentences(
     path: str | Path, bad: BadRecords, text_column: str = "text", on_read: OnRead | None = None
 ) -> Iterator[tuple[int, str | None]]:
-    """(position, sentence) of any of the formats, with None where a document ends (SPEC 7).
+    """(position, sentence) of any of the formats, with None where a document ends.
 
     Text: one sentence per line, its first tab field only; a blank line ends the document. Tables: one row is
     one document, its `text_column` split on newlines.

@@ -1,4 +1,4 @@
-"""Task files on disk: GLUE layouts, header-less text files, and tables of one's own (SPEC 7)."""
+"""Task files on disk: GLUE layouts, header-less text files, and tables of one's own."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ import torch
 from tinybert_dist.config import UserError
 from tinybert_dist.data.text import BadRecords, open_binary
 
-MAX_ROWS = 100_000  # SPEC 8: neighbours come from the most frequent words only
+MAX_ROWS = 100_000  # neighbours come from the most frequent words only
 BLOCK_WORDS = 256
 
 

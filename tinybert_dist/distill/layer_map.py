@@ -1,4 +1,4 @@
-"""Which teacher layer each student layer learns from (SPEC: uniform, top, bottom, or explicit)."""
+"""Which teacher layer each student layer learns from (uniform, top, bottom, or explicit)."""
 
 from dataclasses import dataclass
 

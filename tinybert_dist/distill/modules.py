@@ -66,7 +66,7 @@ class Distiller(LossModule):
         student: base model, or classification model when `weights.prediction` is on.
         teacher_config: widths and heads of the teacher.
         layer_map: None for prediction only.
-        per_layer_projections: one projection for each hidden pair instead of one shared by all (SPEC 2).
+        per_layer_projections: one projection for each hidden pair instead of one shared by all.
         project_equal_widths: also project where the widths are equal, as the reference does.
         regression: the prediction loss is the squared error to the teacher's logits.
         reference_averaging: denominators that include padding and classes; needs the "fixed" layout.

@@ -1,4 +1,4 @@
-"""Writes the augmented training file of a task (SPEC 8): words replaced by what BERT or GloVe offers."""
+"""Writes the augmented training file of a task (the TinyBERT paper's data augmentation): words replaced by what BERT or GloVe offers."""
 
 import dataclasses
 import time
@@ -65,7 +65,7 @@ class AugmentConfig(StageOptions):
     )
     max_seq_length: int = HfArg(default=512, help="tokens of a query (the sentence twice), cut beyond")
     batch_tokens: int | None = HfArg(default=None, help="tokens of one forward; default CPU 4096, GPU 65536")
-    max_examples: int | None = HfArg(default=None, help="augment only the first so many examples")
+    max_examples: int | None = HfArg(default=None, help="augment the first so many examples, copy the others")
     dtype: str = HfArg(
         default="float32",
         help="precision of the encoder; bfloat16 is 2 to 4 times as fast where the machine has it, and moves "
@@ -80,7 +80,7 @@ def run(config: AugmentConfig) -> dict[str, Any]:
     _check(config)
     source = _source(config)
     bad = BadRecords(config.on_bad_record)
-    num_examples = source.count(bad, config.max_examples)
+    num_examples = source.count(bad)
     draws = config.N if config.N is not None else DRAWS_OF_TASK.get(source.spec.name, OTHER_DRAWS)
     output = Path(config.output_dir or source.file.parent) / source.output_name
     print(f"{source.file}: {num_examples} examples, N {draws}, M {config.M}, p {config.p} -> {output}")
@@ -90,7 +90,7 @@ def run(config: AugmentConfig) -> dict[str, Any]:
         return {"examples": num_examples, "N": draws, "output": str(output), "finished": False}
 
     finder, identity = _finder(config, bad)
-    identity += [sha256_of(source.file), draws, config.p, config.seed, num_examples]
+    identity += [sha256_of(source.file), draws, config.p, config.seed, num_examples, config.max_examples]
     file = BlockFile(output, fingerprint(identity))
     if (summary := file.finished()) is not None:
         print(f"already finished: {output}")
@@ -113,15 +113,19 @@ def _write(
     seconds = {"candidates": 0.0, "draws": 0.0} | progress["seconds"]
     header, text_columns, _, rows = source.rows(BadRecords(config.on_bad_record))
     done: int = progress["examples"]
+    limit = num_examples if config.max_examples is None else config.max_examples
     bar = tqdm(total=num_examples, initial=done, unit="example", desc="augment", mininterval=1.0)
     for block in blocks(islice(rows, done, num_examples), BLOCK_EXAMPLES):
         started = time.perf_counter()
-        candidates = finder.find([columns[c] for columns in block for c in text_columns])
+        augmented = block[: max(0, limit - done)]
+        candidates = finder.find([columns[c] for columns in augmented for c in text_columns])
         found = time.perf_counter()
         lines: list[str] = [] if done or header is None else [header]
         for index, columns in enumerate(block, done):
             texts = [columns[c] for c in text_columns]
-            variants = augment_example(texts, candidates, draws, config.p, config.seed, index)
+            variants = [tuple(texts)]
+            if index < limit:
+                variants = augment_example(texts, candidates, draws, config.p, config.seed, index)
             progress["rows"] += len(variants)
             lines += ("\t".join(_with_texts(columns, text_columns, variant)) for variant in variants)
             if len(variants) > 1 and len(progress["samples"]) < NUM_SAMPLES:
@@ -194,7 +198,7 @@ def _check(config: AugmentConfig) -> None:
             "Nothing, or two things, to augment: give --glue_dir and --task_name, or --data_path."
         )
     if not 0 <= config.p <= 1:
-        raise UserError(f"--p {config.p}: a probability, between 0 and 1 (SPEC: 0.4).")
+        raise UserError(f"--p {config.p}: a probability, between 0 and 1 (the original's: 0.4).")
     least = {"M": 1, "N": 0, "seed": 0, "max_seq_length": 8, "batch_tokens": 1, "max_examples": 1}
     for name, minimum in least.items():
         value = getattr(config, name)

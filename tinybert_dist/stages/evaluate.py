@@ -80,7 +80,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     )
     model.to(accelerator.device)
     if accelerator.is_main_process:
-        print(task.describe() + bad.summary())
+        print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
     if config.dry_run:
         print(f"evaluate: would score {count_parameters(model):,} parameters on {', '.join(splits)}")
         return {"outcome": "dry_run"}

@@ -87,7 +87,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     )
     task = load_task(config, bad, splits=("train", "dev"))
     if accelerator.is_main_process:
-        print(task.describe() + bad.summary())
+        print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
     source = config.teacher_model
     if config.pretrain_file_path:
         source = str(Path(config.output_dir) / "pretrained")
@@ -204,7 +204,9 @@ def _start_from_frequencies(model: PreTrainedModel, dataset: TokenDataset) -> No
     frequencies, and fine-tuning never leaves chance (loss ln 8) from there.
     """
     sample = dataset.fetch(range(min(len(dataset), 4096)))
-    counts = np.bincount(np.concatenate([s.input_ids for s in sample]), minlength=model.config.vocab_size) + 0.1
+    counts = (
+        np.bincount(np.concatenate([s.input_ids for s in sample]), minlength=model.config.vocab_size) + 0.1
+    )
     with torch.no_grad():
         model.get_output_embeddings().bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
 

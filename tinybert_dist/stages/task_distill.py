@@ -79,7 +79,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     check_same_vocabulary(tokenizer, config.student_model, config.teacher_model, config.do_lower_case)
     task = load_task(config, bad, splits=("train", "dev"))
     if accelerator.is_main_process:
-        print(task.describe() + bad.summary())
+        print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
     dataset = training_rows(task, tokenizer, config.max_seq_length)
     regression = task.spec.mode == "regression"
     problem_type = "regression" if regression else "single_label_classification"
