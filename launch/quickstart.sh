@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # A teacher, its student and the report card in a few minutes on a CPU. Nothing is downloaded after the installation:
 # the text is the documentation of the Python packages installed. Arguments go to the pipeline, e.g. --dry_run.
-#   OUTPUT   where everything is written (default: runs/quickstart in the checkout); run again to continue there
+#   OUTPUT   where everything is written, seen from the checkout (default: runs/quickstart); run again to continue there
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launch/setup.sh"
-OUTPUT=${OUTPUT:-$ROOT/runs/quickstart}
+cd "$ROOT" # relative paths: what is written names no folder of this machine
+OUTPUT=${OUTPUT:-runs/quickstart}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-"$PYTHON" -m tinybert_dist.stages.pipeline "$ROOT/launch/recipes/quickstart.yaml" --set "output_dir=$OUTPUT" "$@"
+"$PYTHON" -m tinybert_dist.stages.pipeline launch/recipes/quickstart.yaml --set "output_dir=$OUTPUT" "$@"
 if [ -f "$OUTPUT/report.md" ]; then
-    printf '\nThe report card:   %s\n' "$OUTPUT/report.png"
-    printf 'The student model: %s\n' "$OUTPUT/student"
+    printf '\nThe report card:   %s\n' "$ROOT/$OUTPUT/report.md"
+    printf 'The student model: %s\n' "$ROOT/$OUTPUT/student"
 fi

@@ -13,7 +13,17 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 from transformers.hf_argparser import HfArg as _HfArg
 
-__all__ = ["HfArg", "PlainWords", "StageOptions", "UserError", "parse", "run_stage", "to_dict", "to_yaml"]
+__all__ = [
+    "HfArg",
+    "PlainWords",
+    "StageFailed",
+    "StageOptions",
+    "UserError",
+    "parse",
+    "run_stage",
+    "to_dict",
+    "to_yaml",
+]
 
 HfArg: Callable[..., Any] = _HfArg  # a field of any type, as dataclasses.field is declared
 ConfigT = TypeVar("ConfigT", bound="StageOptions")
@@ -34,6 +44,10 @@ class PlainWords(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+class StageFailed(RuntimeError):
+    """The stage cannot go on though its input was right; the message says why and what to do."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,6 +101,9 @@ def run_stage(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
+    except StageFailed as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

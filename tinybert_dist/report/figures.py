@@ -41,7 +41,7 @@ def draw(
     _draw_comparison(parts[0, 0], card)
     if shown:
         _draw_curves(parts[1, 0], shown, num_rows, columns)
-    figure.text(0.985, 0.006, _footnote(card), ha="right", va="bottom", fontsize=8, color="#6b7280")
+    figure.text(0.016, 0.955, _footnote(card), ha="left", va="top", fontsize=8, color="#6b7280")
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
@@ -106,8 +106,9 @@ def _draw_scatter(
     axes.set_xscale("log")
     for role, a, b in zip(roles, x, y, strict=True):
         axes.scatter([a], [b], s=110, color=COLOURS[role], zorder=3)
-        # student and labels-only have the same size: their names go above and below their points
-        up = role != "label_only"
+        # the teacher's name goes above its point, the others' below: student and teacher score nearly
+        # alike, student and labels-only are equally large
+        up = role == "teacher"
         axes.annotate(
             f"{TITLES[role]}, {a:.2g} {unit}" if a < 10 else f"{TITLES[role]}, {a:.0f} {unit}",
             (a, b),
@@ -121,7 +122,7 @@ def _draw_scatter(
     centre, reach = math.sqrt(min(x) * max(x)), max(max(x) / min(x), 4) ** 0.5 * 2.2
     axes.set_xlim(centre / reach, centre * reach)
     room = max(max(y) - min(y), 0.02)
-    axes.set_ylim(min(y) - 0.35 * room, max(y) + 0.35 * room)
+    axes.set_ylim(min(y) - 0.5 * room, max(y) + 0.35 * room)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -134,12 +135,12 @@ def _draw_curves(
 ) -> None:
     panels = part.subplots(num_rows, columns, squeeze=False).ravel()
     for axes, (name, rows) in zip(panels, curves.items(), strict=False):
-        points = [(row["step"], _loss(row)) for row in rows if _loss(row) is not None]
+        points = [(row["step"], loss) for row in rows if (loss := _loss(row)) is not None]
         axes.plot(*zip(*points, strict=True), color=LOSS_COLOUR, linewidth=1.6)
         axes.set_title(name, **_title())
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("training loss", color=LOSS_COLOUR)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=1.08 * max(loss for _, loss in points))
         _clean(axes, "both")
         _draw_metric(axes, rows)
     for axes in panels[len(curves) :]:

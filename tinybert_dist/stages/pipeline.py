@@ -78,7 +78,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(stages, list) or not stages:
         raise UserError(f"{path}: `stages` must be a list of {{name, stage, args}} with at least one entry.")
     # files that belong to a recipe stand beside it
-    content.setdefault("recipe_dir", str(Path(path).resolve().parent))
+    content.setdefault("recipe_dir", str(Path(path).parent))
     variables = _resolve({**content, **_overrides(overrides, content, path)}, path)
     steps = [_step(entry, i, variables, path) for i, entry in enumerate(stages)]
     names = [step.name for step in steps]

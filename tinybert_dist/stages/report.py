@@ -5,6 +5,7 @@ the eval_results.json of --*_eval (default: the model's own folder); size and sp
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
     )
     entries = {
         role: {
-            "folder": folders[role],
+            "folder": os.path.relpath(folders[role], output),
             "task": evaluations[role].get("task", ""),
             "metric": evaluations[role].get("selection_metric", "score"),
             "score": float(evaluations[role]["score"]),

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather
 from torch import nn
 
+from tinybert_dist.config import StageFailed
 
-class TrainingFailed(RuntimeError):
+
+class TrainingFailed(StageFailed):
     """The run cannot go on; the message says why and what to do."""
 
 
