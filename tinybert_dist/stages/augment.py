@@ -1,4 +1,4 @@
-"""Writes the augmented training file of a task: words replaced by what BERT or GloVe offers (arXiv 1909.10351)."""
+"""Writes the augmented training file of a task: words replaced by what BERT or GloVe offers."""
 
 import dataclasses
 import time
