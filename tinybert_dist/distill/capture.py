@@ -4,12 +4,14 @@ One registered attention function does two things SDPA alone does not: it comput
 in the linear layers, and it hands out queries and keys of chosen layers. No model code is touched.
 """
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -41,15 +43,23 @@ def attention(module, query, key, value, attention_mask, *, micro_batch=None, si
         sink.blocks[module.layer_idx] = (query, key)
     if not packed:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    output = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=micro_batch.block_mask,
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=kwargs.get("scaling"),
-    )
+    with _backend(query):
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=micro_batch.block_mask,
+            dropout_p=kwargs.get("dropout", 0.0),
+            scale=kwargs.get("scaling"),
+        )
     return micro_batch.to_row(output), None
+
+
+def _backend(query: Tensor) -> contextlib.AbstractContextManager:
+    # CPU, bf16: the backward of the fused kernel took 46 % of a training step; without it 34 ms instead of 48 ms
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()
 
 
 AttentionInterface.register(ATTENTION, attention)

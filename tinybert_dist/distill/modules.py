@@ -67,7 +67,6 @@ class Distiller(LossModule):
         teacher_config: widths and heads of the teacher.
         layer_map: None for prediction only.
         per_layer_projections: one projection for each hidden pair instead of one shared by all.
-        project_equal_widths: also project where the widths are equal, as the reference does.
         regression: the prediction loss is the squared error to the teacher's logits.
         reference_averaging: denominators that include padding and classes; needs the "fixed" layout.
     """

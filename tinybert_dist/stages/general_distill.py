@@ -108,7 +108,9 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
             dataset=dataset,
             collate=collate,
             inputs=inputs,
-            targets=Teacher(teacher.to(accelerator.device, teacher_dtype(accelerator)), layer_map),
+            make_targets=lambda: Teacher(
+                teacher.to(accelerator.device, teacher_dtype(accelerator)), layer_map
+            ),
             write_outputs=encoder_outputs(
                 config, "general_distill", student, tokenizer, accelerator,
                 teacher=config.teacher_model, distiller=distiller,

@@ -4,14 +4,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from tinybert_dist.config import HfArg, UserError, run_stage
+from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.encoding import encode
 from tinybert_dist.data.labels import map_labels
 from tinybert_dist.data.tasks import TaskData, TaskOptions, load_task
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.distill.layer_map import LayerMap
 from tinybert_dist.distill.options import DistillOptions
 from tinybert_dist.distill.teacher import Teacher
 from tinybert_dist.models import (
@@ -24,7 +29,7 @@ from tinybert_dist.models import (
     weights_fingerprint,
 )
 from tinybert_dist.stages import evaluate
-from tinybert_dist.training.job import Job, no_targets
+from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs
@@ -64,6 +69,23 @@ class TaskDistillConfig(TaskOptions, DistillOptions, TrainingOptions):
             )
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student of a task, and where its classes stand among theirs (None for regression)."""
+
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    teacher_order: np.ndarray | None
+    student_order: np.ndarray | None
+
+    @property
+    def logits_order(self) -> np.ndarray | None:
+        """Picks the teacher's logits in the student's own label order."""
+        if self.teacher_order is None or self.student_order is None:
+            return None
+        return self.teacher_order[self.student_order.argsort()]
+
+
 def run(config: TaskDistillConfig) -> dict[str, Any]:
     """One step of task distillation, or an evaluation; returns the outcome."""
     if config.do_eval:
@@ -81,41 +103,23 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
     dataset = training_rows(task, tokenizer, config.max_seq_length)
-    regression = task.spec.mode == "regression"
-    problem_type = "regression" if regression else "single_label_classification"
-    labels = task.spec.labels or None
-    teacher = load_classifier(
-        config.teacher_model,
-        labels=labels,
-        problem_type=problem_type,
-        classifier_head=config.classifier_head,
-        seed=config.seed,
-    )
-    require_trained_head(teacher, config.teacher_model)
-    student = as_transformers_head(
-        load_classifier(config.student_model, labels=labels, problem_type=problem_type, seed=config.seed)
-    )
-    layer_map = None if config.pred_distill else config.build_map(student.config, teacher.config)
-    order = (
-        None
-        if regression
-        else map_labels(task.spec.labels, label_names(teacher.config), teacher.config.num_labels)
-    )
-    own_order = (
-        None
-        if regression
-        else map_labels(task.spec.labels, label_names(student.config), student.config.num_labels)
-    )
+    pair = load_pair(config, task)
+    layer_map = None if config.pred_distill else config.build_map(pair.student.config, pair.teacher.config)
     inputs = {
-        "teacher_model": weights_fingerprint(teacher),
-        "student_model": weights_fingerprint(student),
-        "label_order": [None if o is None else o.tolist() for o in (order, own_order)],
+        "teacher_model": weights_fingerprint(pair.teacher),
+        "student_model": weights_fingerprint(pair.student),
+        "label_order": [None if o is None else o.tolist() for o in (pair.teacher_order, pair.student_order)],
         "data_dir": task.fingerprint,
         "unlabelled_file_path": dataset.fingerprint,
     }
+    facts = {
+        "teacher": f"{config.teacher_model}: {count_parameters(pair.teacher):,} parameters",
+        "student": f"{config.student_model}: {count_parameters(pair.student):,} parameters",
+        "learns": "predictions" if layer_map is None else f"layers {layer_map} (student:teacher)",
+    }
     collate = choose_collator(
         config.layout,
-        [teacher, student],
+        [pair.teacher, pair.student],
         dataset,
         pad_token_id=tokenizer.pad_token_id,
         vocab_size=len(tokenizer),
@@ -124,52 +128,32 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     )
     torch.manual_seed(config.seed)
     distiller = config.build_distiller(
-        student, teacher.config, layer_map, prediction=config.pred_distill, regression=regression
+        pair.student,
+        pair.teacher.config,
+        layer_map,
+        prediction=config.pred_distill,
+        regression=task.spec.mode == "regression",
     )
     continue_projections(distiller, config.student_model)
     scorer = Scorer.of(
-        task, task.dev_splits, tokenizer, collate, accelerator, config.eval_batch_size, own_order
+        task, task.dev_splits, tokenizer, collate, accelerator, config.eval_batch_size, pair.student_order
     )
     evaluates = bool(task.dev_splits) and config.pred_distill
-    stage = "task_distill_prediction" if config.pred_distill else "task_distill_intermediate"
-    facts = {
-        "teacher": f"{config.teacher_model}: {count_parameters(teacher):,} parameters",
-        "student": f"{config.student_model}: {count_parameters(student):,} parameters",
-        "learns": "predictions" if layer_map is None else f"layers {layer_map} (student:teacher)",
-    }
-
-    def logits_of_teacher() -> KeptLogits:
-        return keep_logits(
-            Path(config.output_dir) / "teacher_logits",
-            teacher.to(accelerator.device),
-            dataset,
-            collate,
-            accelerator,
-            # student logits are in the student's own label order, so are their targets
-            label_order=None if order is None or own_order is None else order[own_order.argsort()],
-            key={k: inputs[k] for k in ("teacher_model", "label_order", "unlabelled_file_path")}
-            | {"head": config.classifier_head},
-            max_tokens=config.eval_batch_size * config.max_seq_length,
-        )
-
-    keeps = config.pred_distill and not config.dry_run
-    if not keeps:
-        teacher.to(accelerator.device, teacher_dtype(accelerator))
+    key = {name: inputs[name] for name in ("teacher_model", "label_order", "unlabelled_file_path")}
     outcome = train(
         Job(
-            stage=stage,
+            stage="task_distill_prediction" if config.pred_distill else "task_distill_intermediate",
             options=config,
             accelerator=accelerator,
             module=distiller,
             dataset=dataset,
             collate=collate,
             inputs=inputs,
-            targets=no_targets if keeps else Teacher(teacher, layer_map, with_logits=config.pred_distill),
-            make_targets=logits_of_teacher if keeps else None,
-            evaluate=(lambda: scorer(student)) if evaluates else None,
+            make_targets=lambda: make_targets(config, pair, layer_map, dataset, collate, accelerator, key),
+            evaluate=(lambda: scorer(pair.student)) if evaluates else None,
             keep="best" if evaluates else "last",
             write_outputs=classifier_outputs(
-                config, "task_distill", student, tokenizer, scorer, accelerator, config.student_model,
+                config, "task_distill", pair.student, tokenizer, scorer, accelerator, config.student_model,
                 teacher=config.teacher_model, distiller=distiller,
             ),
             facts=facts,
@@ -177,6 +161,56 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     )  # fmt: skip
     accelerator.free_memory()
     return outcome
+
+
+def load_pair(config: TaskDistillConfig, task: TaskData) -> Pair:
+    """Both models with a head for the task; UserError for an untrained teacher's or labels that differ."""
+    spec = task.spec
+
+    def load(name: str, head: str) -> PreTrainedModel:
+        return load_classifier(
+            name,
+            labels=spec.labels or None,
+            problem_type="regression" if spec.mode == "regression" else "single_label_classification",
+            classifier_head=head,
+            seed=config.seed,
+        )
+
+    def order(model: PreTrainedModel) -> np.ndarray | None:
+        if spec.mode == "regression":
+            return None
+        return map_labels(spec.labels, label_names(model.config), model.config.num_labels)
+
+    teacher = load(str(config.teacher_model), config.classifier_head)
+    require_trained_head(teacher, str(config.teacher_model))
+    student = as_transformers_head(load(config.student_model, "auto"))
+    return Pair(teacher, student, order(teacher), order(student))
+
+
+def make_targets(
+    config: TaskDistillConfig,
+    pair: Pair,
+    layer_map: LayerMap | None,
+    dataset: TokenDataset,
+    collate: Collator,
+    accelerator: Accelerator,
+    key: dict[str, Any],
+) -> Teacher | KeptLogits:
+    """The teacher itself for step 1, its logits of every row for step 2."""
+    if layer_map is not None:
+        return Teacher(pair.teacher.to(accelerator.device, teacher_dtype(accelerator)), layer_map)
+    if config.dry_run:
+        return Teacher(pair.teacher.to(accelerator.device), with_logits=True)
+    return keep_logits(
+        Path(config.output_dir) / "teacher_logits",
+        pair.teacher,
+        dataset,
+        collate,
+        accelerator,
+        label_order=pair.logits_order,
+        key=key | {"head": config.classifier_head},
+        max_tokens=config.eval_batch_size * config.max_seq_length,
+    )
 
 
 def training_rows(task: TaskData, tokenizer, max_seq_length: int) -> TokenDataset:

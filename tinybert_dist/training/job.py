@@ -13,6 +13,8 @@ from tinybert_dist.distill.modules import LossModule
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.options import TrainingOptions
 
+Targets = Callable[[MicroBatch], Any]
+
 
 def no_targets(batch: MicroBatch) -> None:
     """Targets of a module that learns from the batch alone."""
@@ -24,8 +26,8 @@ class Job:
     """One training run.
 
     inputs: fingerprints of data and models by option name; with the options they are the run's identity.
-    targets: what `module` is called with beside the micro-batch (a Teacher, cached logits, nothing).
-    make_targets: builds `targets` where that takes long: called once the folder is this run's, unfinished.
+    make_targets: builds what `module` is called with beside the micro-batch (Teacher, KeptLogits, nothing);
+        called once the folder is known to be this run's and unfinished, since it may take long.
     evaluate: metrics with a "score" (higher is better) of the module as it is now, computed by all processes.
     keep: whether the best or the last evaluated weights become the finished model.
     write_outputs: writes model folder and result files from the module into a folder; collective.
@@ -39,9 +41,9 @@ class Job:
     collate: Collator
     inputs: dict[str, Any]
     write_outputs: Callable[[Path, dict[str, Any]], None]
-    targets: Callable[[MicroBatch], Any] = no_targets
-    make_targets: Callable[[], Callable[[MicroBatch], Any]] | None = None
+    make_targets: Callable[[], Targets] = lambda: no_targets
     transform: SampleTransform | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
     keep: Literal["best", "last"] = "last"
     facts: dict[str, Any] = field(default_factory=dict)
+    targets: Targets = no_targets  # what make_targets returned

@@ -19,14 +19,14 @@ def train(job: Job) -> dict[str, Any]:
     say = print if job.accelerator.is_main_process else _silent
     folder = RunFolder(job.options.output_dir, job.stage, job.options, job.inputs)
     if job.options.dry_run:
+        job.targets = job.make_targets()
         _describe(job, TrainingLoop(job, folder, None), say)
         return {"outcome": "dry_run"}
     on_main(job.accelerator, folder.claim)
     if outcome := on_main(job.accelerator, folder.finished):
         say(f"{job.stage}: {folder.path} is already finished (step {outcome['step']}); nothing to do")
         return outcome
-    if job.make_targets:
-        job.targets = job.make_targets()
+    job.targets = job.make_targets()
     loop = TrainingLoop(job, folder, _newest_checkpoint(job, folder))
     _describe(job, loop, say)
     try:
