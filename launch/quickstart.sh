@@ -10,6 +10,7 @@ OUTPUT=${OUTPUT:-runs/quickstart}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$PYTHON" -m tinybert_dist.stages.pipeline launch/recipes/quickstart.yaml --set "output_dir=$OUTPUT" "$@"
 if [ -f "$OUTPUT/report.md" ]; then
-    printf '\nThe report card:   %s\n' "$ROOT/$OUTPUT/report.md"
-    printf 'The student model: %s\n' "$ROOT/$OUTPUT/student"
+    OUTPUT=$(cd "$OUTPUT" && pwd)
+    printf '\nThe report card:   %s\n' "$OUTPUT/report.md"
+    printf 'The student model: %s\n' "$OUTPUT/student"
 fi
