@@ -123,7 +123,9 @@ def _redact(value: Any) -> Any:
 
 
 def _program_name(config_class: type) -> str:
-    return f"python -m {config_class.__module__}"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = config_class.__module__
+    return f"python -m {spec.name if spec and module == '__main__' else module}"
 
 
 def _config_file(argv: Sequence[str]) -> str | None:

@@ -20,7 +20,6 @@ def test_explicit_maps():
     layer_map = build_layer_map("1:3, 4:12:0.5", 4, 12)
     assert [(p.student, p.teacher, p.weight) for p in layer_map.layers] == [(1, 3, 1.0), (4, 12, 0.5)]
     assert [p.name for p in layer_map.hidden] == ["embeddings", "layer_1", "layer_4"]
-    assert layer_map.highest_teacher_layer == 12
     assert str(layer_map) == "1:3,4:12:0.5"
     assert build_layer_map(str(layer_map), 4, 12) == layer_map
 

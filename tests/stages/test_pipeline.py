@@ -142,10 +142,11 @@ def test_the_launcher_starts_training_stages_only(tmp_path, capfd):
         pipeline.run(pipeline.Recipe("r", [train]), ["no_such_program"])
 
 
-def test_an_interrupted_stage_is_not_taken_for_a_finished_one(tmp_path, capfd):
-    outcome = (
-        f"import json; json.dump({{'outcome': 'interrupted'}}, open({str(tmp_path / 'outcome.json')!r}, 'w'))"
-    )
+@pytest.mark.parametrize("run", [".", "pretrained"])
+def test_an_interrupted_stage_is_not_taken_for_a_finished_one(tmp_path, capfd, run):
+    (tmp_path / run).mkdir(exist_ok=True)
+    file = str(tmp_path / run / "outcome.json")
+    outcome = f"import json; json.dump({{'outcome': 'interrupted'}}, open({file!r}, 'w'))"
     train = pipeline.Step("train", "task_distill", ["--output_dir", str(tmp_path)])
     never = pipeline.Step(
         "never", "collect_docs", ["--output_dir", str(tmp_path / "never"), "--num_labelled", "0"]

@@ -93,6 +93,18 @@ def test_pruning_keeps_the_newest_and_what_they_need(tmp_path):
         checkpoints.newest(lambda message: None)
 
 
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_does_not_stop_the_saves_after_it(tmp_path, kind):
+    """A run that fell back to step 2 saves at 3: the damaged step 4 neither counts nor stands in the way."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (2, 4):
+        save(checkpoints, step)
+    DAMAGE[kind](checkpoints.path(4))
+    save(checkpoints, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    assert checkpoints.newest().step == 3
+
+
 def test_an_interrupted_save_is_not_a_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 1)

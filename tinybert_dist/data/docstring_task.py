@@ -29,9 +29,6 @@ def build_task(
     document, and not at all if two packages have it. So no sentence of dev or test is seen in training.
     """
     splits: dict[str, list[Text]] = {"train": [], "dev": [], "test": []}
-    room = {
-        (package, split): 0.0 for package in {document.package for document in documents} for split in splits
-    }
     share_of = {"train": 1 - (dev_pct + test_pct) / 100, "dev": dev_pct / 100, "test": test_pct / 100}
     packages = {document.package for document in documents}
     room = {

@@ -48,7 +48,7 @@ MNLI_LABELS = ("contradiction", "entailment", "neutral")
 WITH_F1 = ("accuracy", "f1")
 STSB_METRICS = ("pearson", "spearman", "pearson_spearman", "mse")
 
-# (labels, text columns, label column, test columns)
+# name, mode, labels, text columns, label column, test columns
 GLUE: dict[str, TaskSpec] = {
     spec.name: spec
     for spec in (

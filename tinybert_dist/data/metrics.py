@@ -36,14 +36,6 @@ def compute(metric_names: Sequence[str], predictions: np.ndarray, labels: np.nda
     return scores
 
 
-def higher_is_better(name: str) -> bool:
-    """Direction of a metric: False for losses and errors. A split before it ("dev/mse") does not count."""
-    name = name.rpartition("/")[2]
-    if name in METRICS or name == "loss":
-        return name not in {"mse", "loss"}
-    raise UserError(f"unknown metric {name!r}. Known: {', '.join(METRICS)}, loss.")
-
-
 def _correlation(method: Callable, name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     labels, predictions = labels.astype(np.float64), predictions.astype(np.float64)
     for what, values in (("predictions", predictions), ("labels", labels)):

@@ -28,11 +28,6 @@ class LayerMap:
         """Pairs of the hidden loss, embeddings first."""
         return (LayerPair(0, 0), *self.layers)
 
-    @property
-    def highest_teacher_layer(self) -> int:
-        """The teacher need not run above this layer."""
-        return max((pair.teacher for pair in self.layers), default=0)
-
     def __str__(self) -> str:
         return ",".join(
             f"{p.student}:{p.teacher}" + (f":{p.weight:g}" if p.weight != 1 else "") for p in self.layers

@@ -1,6 +1,7 @@
 """Writes the augmented training file of a task: words replaced by what BERT or GloVe offers."""
 
 import dataclasses
+import os
 import time
 from itertools import islice
 from pathlib import Path
@@ -77,6 +78,8 @@ class AugmentConfig(StageOptions):
 
 def run(config: AugmentConfig) -> dict[str, Any]:
     """Augments, or goes on where a killed run stopped. Returns (and prints) the summary."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return {}  # one process augments: a second one would write into the same file
     _check(config)
     source = _source(config)
     bad = BadRecords(config.on_bad_record)
@@ -116,10 +119,10 @@ def _write(
     limit = num_examples if config.max_examples is None else config.max_examples
     bar = tqdm(total=num_examples, initial=done, unit="example", desc="augment", mininterval=1.0)
     for block in blocks(islice(rows, done, num_examples), BLOCK_EXAMPLES):
-        started = time.perf_counter()
+        started_at = time.perf_counter()
         augmented = block[: max(0, limit - done)]
         candidates = finder.find([columns[c] for columns in augmented for c in text_columns])
-        found = time.perf_counter()
+        found_at = time.perf_counter()
         lines: list[str] = [] if done or header is None else [header]
         for index, columns in enumerate(block, done):
             texts = [columns[c] for c in text_columns]
@@ -131,8 +134,8 @@ def _write(
             if len(variants) > 1 and len(progress["samples"]) < NUM_SAMPLES:
                 progress["samples"].append(list(variants[1]))
         done += len(block)
-        seconds["candidates"] += found - started
-        seconds["draws"] += time.perf_counter() - found
+        seconds["candidates"] += found_at - started_at
+        seconds["draws"] += time.perf_counter() - found_at
         progress |= {"examples": done, "seconds": seconds, "counts": dict(finder.counts)}
         file.append(lines, progress)
         bar.update(len(block))

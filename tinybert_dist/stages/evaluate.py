@@ -82,7 +82,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
     if config.dry_run:
-        print(f"evaluate: would score {count_parameters(model):,} parameters on {', '.join(splits)}")
+        if accelerator.is_main_process:
+            print(f"evaluate: would score {count_parameters(model):,} parameters on {', '.join(splits)}")
         return {"outcome": "dry_run"}
     scorer = Scorer.of(task, splits, tokenizer, collate, accelerator, config.eval_batch_size, order)
     logits = scorer.all_logits(model)

@@ -31,7 +31,7 @@ from tinybert_dist.files import read_json
 VARIABLE = re.compile(r"\$\{(\w*)\}")
 STAGE_KEYS = {"name", "stage", "args"}
 # the stages that train or compute on several processes; the others run in this one
-LAUNCHED_STAGES = {"finetune_teacher", "general_distill", "task_distill", "augment", "evaluate"}
+LAUNCHED_STAGES = {"finetune_teacher", "general_distill", "task_distill", "evaluate"}
 
 
 class Step(NamedTuple):
@@ -151,8 +151,11 @@ def _run_here(step: Step) -> int:
 def _was_interrupted(step: Step) -> bool:
     # an interrupted stage exits with 0; what follows must not take its half for the whole
     options = dict(zip(step.argv, step.argv[1:], strict=False))
-    outcome = Path(options.get("--output_dir", "")) / "outcome.json"
-    return outcome.is_file() and read_json(outcome).get("outcome") == "interrupted"
+    if "--output_dir" not in options:
+        return False
+    folder = Path(options["--output_dir"])
+    outcomes = [run / "outcome.json" for run in (folder, folder / "pretrained")]
+    return any(file.is_file() and read_json(file).get("outcome") == "interrupted" for file in outcomes)
 
 
 def _reset_process() -> None:

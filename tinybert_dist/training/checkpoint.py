@@ -87,7 +87,7 @@ class Checkpoints:
         fsync_folder(self.folder)
         if problem := self.problem(target):
             raise OSError(f"checkpoint {target.name} does not verify right after it was written: {problem}")
-        self._prune()
+        self._prune(target)
         return target
 
     def newest(self, report=print) -> Checkpoint | None:
@@ -128,12 +128,21 @@ class Checkpoints:
                 return f"its best checkpoint, step {step}: {problem}"
         return None
 
-    def _prune(self) -> None:
-        folders = sorted(self.folder.glob("step-*"))
-        kept = set(folders[-self.keep :])
-        kept |= {self.path(step) for folder in kept for step in read_json(folder / "state.json")["needs"]}
-        for folder in set(folders) - kept:
+    def _prune(self, saved: Path) -> None:
+        # those after the one just saved are damaged: the resumed run passed over them
+        needs = {folder: _needs(folder) for folder in sorted(self.folder.glob("step-*")) if folder <= saved}
+        readable = [folder for folder, steps in needs.items() if steps is not None]
+        kept = set(readable[-self.keep :])
+        kept |= {self.path(step) for folder in kept for step in needs[folder] or ()}
+        for folder in set(self.folder.glob("step-*")) - kept:
             shutil.rmtree(folder)
+
+
+def _needs(folder: Path) -> list[int] | None:
+    try:
+        return read_json(folder / "state.json")["needs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _file_problem(path: Path, entry: dict[str, Any]) -> str | None:

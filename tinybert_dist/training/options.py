@@ -76,6 +76,7 @@ class TrainingOptions(StageOptions):
             "logging_steps",
             "checksum_step",
             "keep_checkpoints",
+            "eval_batch_size",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
