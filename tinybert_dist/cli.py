@@ -58,3 +58,7 @@ def _first_line(stage: str) -> str:
     )
     line = docstring.partition("\n")[0]
     return line.removeprefix(f"{stage}:").strip()
+
+
+if __name__ == "__main__":
+    main()

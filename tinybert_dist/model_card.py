@@ -11,13 +11,11 @@ LOADERS = {"general_distill": "AutoModel", "pretrain": "AutoModelForMaskedLM"}
 METHOD = {
     "general_distill": (
         "A student learned the attention scores and hidden states of a general encoder on unlabelled text. "
-        "It is a "
-        "starting point: distil it on a task before use."
+        "It is a starting point: distil it on a task before use."
     ),
     "task_distill": (
         "A student learned a fine-tuned teacher on the task's own text: first its attention scores and "
-        "hidden states, "
-        "then its predictions."
+        "hidden states, then its predictions."
     ),
     "pretrain": "A new encoder learned to fill in masked words of unlabelled text; fine-tune it before use.",
     "finetune_teacher": "An encoder was fine-tuned on the labels of the task; it serves as a teacher.",

@@ -143,8 +143,7 @@ def _hub_folder(name: str) -> Path:
     ) as error:
         raise UserError(
             f"{name}: not a local folder, and not to be had from the model hub ({type(error).__name__}). "
-            "Check the "
-            "name; on machines without network download it beforehand and give its folder."
+            "Check the name; on machines without network download it beforehand and give its folder."
         ) from error
 
 

@@ -46,8 +46,8 @@ def save_model(
     if isinstance(getattr(model, "dropout", None), nn.ReLU):
         raise UserError(
             "this classifier scores with the original's relu head, which transformers would load without the "
-            "relu and "
-            "score wrongly. Convert it first (as_transformers_head) and train or evaluate it that way."
+            "relu and score wrongly. Convert it first (as_transformers_head) and train or evaluate it that "
+            "way."
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,7 @@
 No pickle is executed, no code of a model folder is run, and nothing is partitioned while loading.
 """
 
-import contextlib
-import dataclasses
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +16,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from tinybert_dist.config import UserError
+from tinybert_dist.model_build import LoadReport, build_model
 from tinybert_dist.model_card import model_card
-from tinybert_dist.model_files import (
-    PROJECTION_KEY,
-    load_config,
-    load_projections,
-    read_weights,
-    whole_tensors,
-)
+from tinybert_dist.model_files import PROJECTION_KEY, load_config, load_projections, read_weights
 from tinybert_dist.model_save import save_model
 from tinybert_dist.students import NAMED_STUDENTS, is_named_student, new_student
 from tinybert_dist.tokenizer import load_tokenizer, lowers
@@ -56,48 +47,12 @@ __all__ = [
     "weights_fingerprint",
 ]
 
-HEAD_PREFIXES: tuple[str, ...] = (
-    "cls.",
-    "classifier.",
-    "lm_head.",
-    "qa_outputs.",
-    "pooler.",
-    "fit_dense",
-    "pre_classifier.",
-)
-HEAD_PREFIXES += ("generator_", "discriminator_", "vocab_", "score.", "position_ids", "sop_classifier.")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """What became of every key of a checkpoint."""
-
-    source: str
-    missing: tuple[str, ...] = ()
-    """keys of heads that the files lack: newly initialised from the seed"""
-    unexpected: tuple[str, ...] = ()
-    """keys of the files that no part of this kind of model has: look at these"""
-    ignored: tuple[str, ...] = ()
-    """keys of heads and projections that this use of the model does not need"""
-
-    def __str__(self) -> str:
-        lines = [f"loaded {self.source}"]
-        for field, what in (
-            ("missing", "newly initialised"),
-            ("unexpected", "UNEXPECTED"),
-            ("ignored", "not needed"),
-        ):
-            if keys := getattr(self, field):
-                lines.append(f"  {what}: {', '.join(keys)}")
-        return "\n".join(lines)
-
 
 def load_encoder(
     path: str | Path,
     *,
     dtype: torch.dtype | None = None,
     seed: int = 42,
-    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """Base model, with a pooler where the architecture has one; a missing pooler is drawn from `seed`.
 
@@ -105,7 +60,7 @@ def load_encoder(
     Raises UserError naming the keys if the backbone is not complete.
     """
     state, files = read_weights(path)
-    return _build(MODEL_MAPPING, load_config(path), state, files, dtype, seed, attn_implementation)
+    return build_model(MODEL_MAPPING, load_config(path), state, files, dtype, seed)
 
 
 def load_masked_lm(
@@ -113,15 +68,12 @@ def load_masked_lm(
     *,
     dtype: torch.dtype | None = None,
     seed: int = 42,
-    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """Model with its masked-LM head; see load_encoder. A head the files lack is listed in
     `load_report.missing`.
     """
     state, files = read_weights(path)
-    return _build(
-        MODEL_FOR_MASKED_LM_MAPPING, load_config(path), state, files, dtype, seed, attn_implementation
-    )
+    return build_model(MODEL_FOR_MASKED_LM_MAPPING, load_config(path), state, files, dtype, seed)
 
 
 def load_classifier(
@@ -134,7 +86,6 @@ def load_classifier(
     replace_head: bool = False,
     dtype: torch.dtype | None = None,
     seed: int = 42,
-    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """Sequence classifier (or regressor: problem_type "regression", one output); see load_encoder.
 
@@ -158,9 +109,7 @@ def load_classifier(
             "this task; a new task starts from the encoder with a new head (finetune_teacher --replace_head)."
         )
     _set_labels(config, labels, problem_type, asked, trained, files[0])
-    model = _build(
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config, state, files, dtype, seed, attn_implementation
-    )
+    model = build_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config, state, files, dtype, seed)
     from_reference = trained is not None and any(PROJECTION_KEY.match(name) for name in state)
     if classifier_head == "reference" or (classifier_head == "auto" and from_reference):
         if config.model_type != "bert":
@@ -248,84 +197,3 @@ def _set_labels(
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}
-
-
-def _build(
-    mapping: Any,
-    config: PreTrainedConfig,
-    state: dict[str, torch.Tensor],
-    files: list[Path],
-    dtype: torch.dtype | None,
-    seed: int,
-    attn_implementation: str,
-) -> PreTrainedModel:
-    if type(config) not in mapping:
-        raise UserError(f"{files[0]}: transformers has no such model for model_type {config.model_type!r}.")
-    projections = [name for name in state if PROJECTION_KEY.match(name)]
-    weights = {name: tensor for name, tensor in state.items() if name not in projections}
-    with _quiet(), whole_tensors(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, info = mapping[type(config)].from_pretrained(
-            None,
-            config=config,
-            state_dict=weights,
-            dtype=dtype or torch.float32,
-            attn_implementation=attn_implementation,
-            ignore_mismatched_sizes=True,  # reported below, with both shapes
-            output_loading_info=True,
-        )
-    _require_backbone(model, info, files[0])
-    strange = sorted(name for name in info["unexpected_keys"] if not _is_head(name, model))
-    model.load_report = LoadReport(
-        source=", ".join(map(str, files)),
-        missing=tuple(sorted(info["missing_keys"])),
-        unexpected=tuple(strange),
-        ignored=tuple(sorted(projections + list(set(info["unexpected_keys"]) - set(strange)))),
-    )
-    return model
-
-
-def _require_backbone(model: PreTrainedModel, info: dict[str, Any], file: Path) -> None:
-    if info["mismatched_keys"]:
-        shapes = [
-            f"{name} {tuple(there)}, config {tuple(here)}" for name, there, here in info["mismatched_keys"]
-        ]
-        raise UserError(
-            f"{file}: shapes differ from config.json: {_some(shapes)}. Use the config of these weights."
-        )
-    base = "" if model.base_model is model else f"{model.base_model_prefix}."
-    missing = sorted(
-        name
-        for name in info["missing_keys"]
-        if name.startswith(base) and not _is_head(name.removeprefix(base), model)
-    )
-    if missing:
-        raise UserError(
-            f"{file}: no weights for {len(missing)} backbone keys: {_some(missing)}. Is this the config.json "
-            "of these "
-            "weights, and is the file complete?"
-        )
-
-
-def _is_head(name: str, model: PreTrainedModel) -> bool:
-    name = name.removeprefix(f"{model.base_model_prefix}.")
-    return name.startswith(HEAD_PREFIXES) or name.endswith("position_ids")
-
-
-def _some(items: Iterable[str], limit: int = 6) -> str:
-    items = list(items)
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
-
-
-@contextlib.contextmanager
-def _quiet():
-    # transformers prints a table of its own and a bar per model; load_report is the one account
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

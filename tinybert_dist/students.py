@@ -67,11 +67,10 @@ def new_student(
     seed: int,
     init_from_teacher_layers: list[int] | None = None,
     teacher: PreTrainedModel | None = None,
-    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """Base model in float32, initialised as BERT from `seed` alone (same weights on every rank).
 
-    `init_from_teacher_layers` (0-based teacher layer of each student layer) copies embeddings, pooler and
+    `init_from_teacher_layers` (each student layer's teacher layer, from 1) copies embeddings, pooler and
     these layers from `teacher`; widths must be equal. Raises UserError if they are not, or a layer does not
     exist.
     """
@@ -84,7 +83,7 @@ def new_student(
     config.dtype = None
     with whole_tensors(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)
+        student = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     student.config._name_or_path = ""
     if init_from_teacher_layers is not None:
         assert teacher is not None, "init_from_teacher_layers needs the teacher itself"
@@ -94,22 +93,21 @@ def new_student(
 
 def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> None:
     total = teacher.config.num_hidden_layers
-    if len(layers) != student.config.num_hidden_layers or not all(0 <= layer < total for layer in layers):
+    if len(layers) != student.config.num_hidden_layers or not all(1 <= layer <= total for layer in layers):
         raise UserError(
-            f"init_from_teacher_layers {layers}: give {student.config.num_hidden_layers} layer numbers from "
-            "0 to "
-            f"{total - 1}, one per student layer."
+            f"--init_from_teacher_layers {layers}: give {student.config.num_hidden_layers} layers, from "
+            f"1 to {total}, one per student layer."
         )
     for key in ("model_type", "hidden_size", "intermediate_size", "num_attention_heads"):
         mine, theirs = getattr(student.config, key), getattr(teacher.config, key)
         if mine != theirs:
             raise UserError(
-                f"init_from_teacher_layers: {key} is {mine} here and {theirs} in the teacher; must be equal."
+                f"--init_from_teacher_layers: {key} is {mine} here and {theirs} in the teacher; not equal."
             )
     path = _layer_path(teacher)
     state = {name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith(f"{path}.")}
     for i, layer in enumerate(layers):
-        own = teacher.get_submodule(f"{path}.{layer}").state_dict()
+        own = teacher.get_submodule(f"{path}.{layer - 1}").state_dict()
         state.update({f"{path}.{i}.{name}": tensor for name, tensor in own.items()})
     wanted = student.state_dict()
     missing = student.load_state_dict({name: t for name, t in state.items() if name in wanted}, strict=False)

@@ -83,8 +83,7 @@ def _load_auto(folder: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # every backend raises its own types
         raise UserError(
             f"{folder}: no usable tokenizer ({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
-            "Give a folder "
-            "with tokenizer.json or vocab.txt; code inside a model folder is never run."
+            "Give a folder with tokenizer.json or vocab.txt; code inside a model folder is never run."
         ) from error
     if not tokenizer.is_fast:
         raise UserError(

@@ -10,15 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tinybert_dist.config import StageOptions, UserError, parse
-from tinybert_dist.data.tasks import (
-    GLUE,
-    Example,
-    TaskOptions,
-    find_task,
-    glue_task,
-    load_task,
-    read_raw_rows,
-)
+from tinybert_dist.data.encoding import Example
+from tinybert_dist.data.glue import GLUE, glue_task
+from tinybert_dist.data.task_files import read_raw_rows
+from tinybert_dist.data.tasks import TaskOptions, find_task, load_task
 from tinybert_dist.data.text import BadRecords
 
 REAL_GLUE = {

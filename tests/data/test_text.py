@@ -72,13 +72,12 @@ def test_bad_bytes_are_named_with_line_and_offset_or_counted(tmp_path):
         lines_of(path)
 
 
-def test_bad_records_merge_and_have_no_summary_when_there_are_none():
-    bad, other = BadRecords("skip"), BadRecords("skip")
+def test_bad_records_are_counted_by_kind_and_have_no_summary_when_there_are_none():
+    bad = BadRecords("skip")
     assert bad.summary() == ""
     bad.report("f", 1, "3 fields where the header has 4", "Repair.")
-    other.report("g", 9, "5 fields where the header has 4", "Repair.")
-    other.report("g", 11, "not valid JSON", "Repair.")
-    bad.merge(other)
+    bad.report("g", 9, "5 fields where the header has 4", "Repair.")
+    bad.report("g", 11, "not valid JSON", "Repair.")
     assert bad.total == 3
     assert "2 x N fields where the header has N (first f:1)" in bad.summary()
     with pytest.raises(UserError, match="on_bad_record ignore"):

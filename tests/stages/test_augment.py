@@ -59,6 +59,13 @@ def test_flags_of_the_reference():
     assert (config.M, config.N, config.p, config.do_lower_case) == (15, None, 0.4, None)
 
 
+def test_only_one_process_of_a_launcher_writes(tmp_path, model_dir, monkeypatch):
+    write(tmp_path / "train.tsv", SST2)
+    monkeypatch.setenv("RANK", "1")
+    assert run(options(model_dir, glue_dir=tmp_path, task_name="SST-2")) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
+
+
 @pytest.mark.parametrize("in_task_folder", [True, False])
 def test_sst2_layout_quotes_and_order(tmp_path, model_dir, glove, in_task_folder):
     folder = tmp_path / "SST-2"

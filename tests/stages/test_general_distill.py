@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from tinybert_dist.config import UserError
 from tinybert_dist.distill.modules import Distiller
 from tinybert_dist.files import read_json, sha256_of
-from tinybert_dist.stages import prepare_corpus
+from tinybert_dist.stages import general_distill, prepare_corpus
 from tinybert_dist.training.health import TrainingFailed
 from tinybert_dist.training.loop import TrainingLoop
 
@@ -386,3 +386,21 @@ def test_nan_in_the_teacher_stops_before_the_weights_move(
     outcome = read_json(tmp_path / "run" / "outcome.json")
     assert outcome["outcome"] == "failed" and "attention/layer_2" in outcome["reason"]
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_a_student_can_start_from_chosen_teacher_layers(workspace, tmp_path):
+    """Layers 2 and 4 of the teacher, and its embeddings; one update at a tiny rate hardly moves them."""
+    config = json.loads((workspace / "teacher" / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (tmp_path / "half.json").write_text(json.dumps(config))
+    half = {"student_model": tmp_path / "half.json", "max_steps": 1, "learning_rate": 1e-8}
+    argv = [*flags({"output_dir": tmp_path / "run", **half}), "--init_from_teacher_layers", "2", "4"]
+    options = {"train_file_path": workspace / "corpus.txt", "teacher_model": workspace / "teacher"}
+    options |= {"max_seq_len": 32, "wandb_mode": "disabled"}
+    general_distill.main([*flags(options), *argv])
+    name = "encoder.layer.{}.attention.self.query.weight"
+    ours, theirs = weights(tmp_path / "run"), weights(workspace / "teacher")
+    for mine, its in ((0, 1), (1, 3)):
+        assert torch.allclose(ours[name.format(mine)], theirs["bert." + name.format(its)], atol=1e-6)
+    with pytest.raises(SystemExit):  # a student with weights of its own
+        again = [*flags({"output_dir": tmp_path / "other", "student_model": tmp_path / "run"}), *argv[-3:]]
+        general_distill.main([*flags(options), *again])

@@ -127,6 +127,16 @@ def test_a_failing_stage_stops_the_pipeline(tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_misspelt_option_is_found_before_the_first_stage_starts(tmp_path, capsys):
+    bad = {"name": "bad", "stage": "evaluate", "args": {"output_dir": "x", "modle": "m", "data_dir": "d"}}
+    stages = [{"name": "first", "stage": "collect_docs", "args": COLLECT}, bad]
+    path = write(tmp_path, data=str(tmp_path / "data"), stages=stages)
+    with pytest.raises(SystemExit) as stop:
+        pipeline.main([str(path)])
+    assert stop.value.code == 2 and not (tmp_path / "data").exists()
+    assert "stage bad cannot take these options" in capsys.readouterr().err
+
+
 def test_the_launcher_starts_training_stages_only(tmp_path, capfd):
     data = pipeline.Step("data", "collect_docs", ["--output_dir", str(tmp_path), "--dry_run"])
     train = pipeline.Step("train", "task_distill", ["--flag"])

@@ -239,6 +239,13 @@ def test_a_finished_or_foreign_folder_costs_no_teacher_forward(workspace, step_1
 # --- switches -----------------------------------------------------------------------------------------------
 
 
+def test_options_of_the_other_step_are_named(workspace, step_1, tmp_path, caplog):
+    options = {"student_model": step_1, "pred_distill": True, "attention_weight": 0.5, "dry_run": True}
+    task(workspace, tmp_path / "run", temperature=2.0, **options)
+    named = [record.message for record in caplog.records if "no effect" in record.message]
+    assert named == ["--attention_weight has no effect: this step learns predictions"]
+
+
 def test_temperature(workspace, step_1, strong_teacher, tmp_path):
     options = {"student_model": step_1, "teacher_model": strong_teacher, "pred_distill": True, "max_steps": 1}
     for temperature in (1, 4):

@@ -1,7 +1,10 @@
 """Two real processes through `accelerate launch`: same numbers as one, killed and resumed, nothing twice."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -101,6 +104,26 @@ def test_sigterm_saves_and_another_world_size_goes_on(workspace, launch, two, tm
         assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-6), ours["step"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves(workspace, tmp_path, number):
+    """Ctrl-C and Slurm reach the workers that fetch batches, too: they must outlive the save."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "tinybert_dist.stages.general_distill"]
+    command += map(str, arguments(workspace, folder, max_steps=5000, num_workers=1))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-00000002").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.002)
+    assert psutil.Process(process.pid).children()  # the worker
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-2000:]
+    assert read_json(folder / "outcome.json")["outcome"] == "interrupted"
+
+
 def test_two_processes_write_the_same_predictions_as_one(workspace, launch, tmp_path):
     """61 rows over two processes: none twice, none missing, the same scores."""
     task = tmp_path / "task"
@@ -143,8 +166,6 @@ def test_a_student_called_past_its_wrapper_is_caught(workspace, launch, tmp_path
         "loop.TrainingLoop.__init__ = bypass\n"
         "general_distill.main(sys.argv[1:])\n"
     )
-    import subprocess
-    import sys
     from pathlib import Path
 
     config = Path(__file__).resolve().parents[2] / "accelerate_configs" / "cpu_2_processes.yaml"

@@ -274,4 +274,4 @@ def test_units():
     ]
     times = [readable_time(s) for s in (5, 192, 3600, 93784, float("nan"))]
     assert times == ["5s", "3m12s", "1h00m", "1d02h", "?"]
-    assert "MFU 51%" in progress_text({"throughput/mfu_pct": 51.0})
+    assert "pad 51%" in progress_text({"throughput/padding_pct": 51.0})

@@ -1,5 +1,6 @@
 """Samples -> micro-batches. Item s of `StepBatches` is what this rank computes in optimizer step s."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from tinybert_dist.data.order import Order, cut
 from tinybert_dist.data.tokens import Sample, TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
 
+SAVING_S = 60  # a worker lives on this long after SIGTERM
 Layout = Literal["packed", "padded", "fixed"]
 SampleTransform = Callable[[Sample, np.random.Generator], tuple[Sample, np.ndarray]]
 
@@ -135,9 +137,18 @@ class StepBatches(Dataset):
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 timeout=600 if num_workers else 0,
+                worker_init_fn=_serve_until_told if num_workers else None,
                 generator=torch.Generator(),  # else creating the iterator moves the global random state
             )
         )
+
+
+def _serve_until_told(worker: int) -> None:
+    # Ctrl-C and Slurm signal every process of the job: a worker that died of it would take the run along
+    # before it has saved
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SAVING_S))
 
 
 def evaluation_batches(

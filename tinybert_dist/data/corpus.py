@@ -80,9 +80,9 @@ def prepare(
     if dry_run:
         return summary | {"bytes_to_read": sum(item.size_bytes for item in missing.values())}
     output_dir.mkdir(parents=True, exist_ok=True)
-    start_s = time.perf_counter()
+    started_at = time.perf_counter()
     _build(missing, output_dir, pieces, recipe, on_bad_record, num_workers, progress)
-    seconds = time.perf_counter() - start_s
+    seconds = time.perf_counter() - started_at
     header = _header(sources, parts, output_dir, recipe, pieces)
     if not header["counts"]["text_tokens"]:
         raise UserError(f"{source}: no text in {len(sources)} files. Give files with one sentence per line.")

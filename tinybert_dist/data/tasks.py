@@ -10,24 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from tinybert_dist.config import HfArg, UserError
-from tinybert_dist.data.encoding import Example, Origin, encode
-from tinybert_dist.data.glue import GLUE, STSB_METRICS, TaskSpec, glue_task, is_glue
-from tinybert_dist.data.labels import all_fractional, canonical_label, find_labels, map_labels
-from tinybert_dist.data.task_files import (
-    Record,
-    find_splits,
-    read_raw_rows,
-    read_records,
-    table_layout,
-    text_layout,
-)
+from tinybert_dist.data.encoding import Example, Origin
+from tinybert_dist.data.glue import STSB_METRICS, TaskSpec, glue_task, is_glue
+from tinybert_dist.data.labels import all_fractional, canonical_label, find_labels
+from tinybert_dist.data.task_files import Record, find_splits, read_records, table_layout, text_layout
 from tinybert_dist.data.text import BadRecords, format_suffix, read_lines
 from tinybert_dist.files import fingerprint, sha256_of
-
-__all__ = [
-    "GLUE", "Example", "Origin", "TaskData", "TaskOptions", "TaskSpec", "encode", "find_task", "glue_task",
-    "load_task", "map_labels", "read_raw_rows",
-]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -43,11 +43,6 @@ class BadRecords:
         self.counts[kind] += 1
         self.first.setdefault(kind, f"{file}:{position}")
 
-    def merge(self, other: "BadRecords") -> None:
-        """Adds what another reader counted."""
-        self.counts.update(other.counts)
-        self.first = other.first | self.first
-
     def summary(self) -> str:
         """One line with counts and the first position of each problem; "" when nothing was passed over."""
         if not self.total:

@@ -1,10 +1,15 @@
 """Options of the distillation losses, the same in general distillation and both task steps."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, fields
 
 from tinybert_dist.config import HfArg, UserError
 from tinybert_dist.distill.layer_map import LayerMap, build_layer_map
 from tinybert_dist.distill.modules import Distiller, DistillWeights
+
+logger = logging.getLogger(__name__)
+OF_LAYERS = {"layer_map", "attention_weight", "hidden_weight", "embedding_weight", "per_layer_projections"}
+OF_PREDICTIONS = {"temperature"}
 
 
 @dataclass(kw_only=True)
@@ -59,7 +64,12 @@ class DistillOptions:
     def build_distiller(
         self, student, teacher_config, layer_map, *, prediction: bool, regression: bool
     ) -> Distiller:
-        """Student and projections with the losses these options describe."""
+        """Student and projections with the losses these options describe; warns of options without effect."""
+        unused = OF_LAYERS if prediction else OF_PREDICTIONS
+        for field in fields(DistillOptions):
+            if field.name in unused and getattr(self, field.name) != field.default:
+                what = "predictions" if prediction else "layers"
+                logger.warning("--%s has no effect: this step learns %s", field.name, what)
         if self.temperature <= 0:
             raise UserError(f"--temperature {self.temperature}: must be greater than 0")
         try:

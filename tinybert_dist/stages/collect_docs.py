@@ -14,7 +14,6 @@ teacher gets every label; the student gets a few, and the rest of the text witho
 import dataclasses
 import importlib.metadata
 import platform
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -174,8 +173,8 @@ def _training_documents(documents: Sequence[Document], splits: dict[str, list[Te
 
 
 def _write_corpus(folder: Path, documents: list[list[str]], rows_per_shard: int) -> int:
-    if folder.exists():
-        shutil.rmtree(folder)  # a shard left from other options would be read as part of this corpus
+    for stale in folder.glob("part-*.txt"):
+        stale.unlink()  # a shard left from other options would be read as part of this corpus
     shard: list[str] = []
     total, rows, shards = 0, 0, 0
     for i, lines in enumerate(documents):

@@ -123,12 +123,12 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
             inputs={
                 "teacher_model": weights_fingerprint(model),
                 "data_dir": task.fingerprint,
-                "tokenizer": tokenizer.vocab_size,
+                "tokenizer": dataset.fingerprint,
                 "pretrain_file_path": None,
                 "from_scratch": None,
             },
-            evaluate=(lambda: scorer(model)) if task.dev_splits else None,
-            keep="best" if task.dev_splits else "last",
+            evaluate=lambda: scorer(model),
+            keep="best",
             write_outputs=classifier_outputs(
                 config, "finetune_teacher", model, tokenizer, scorer, accelerator, source
             ),

@@ -1,6 +1,6 @@
 """General distillation: a student learns a teacher's attention scores and hidden states on raw text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
     student_model: str = HfArg(
         help="tinybert-4l-312, tinybert-6l-768, config.json of a new student, or a folder with weights"
     )
+    init_from_teacher_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "teacher layers, counted from 1, a new student of the same width starts from"},
+    )
     max_seq_length: int = HfArg(default=128, aliases=["--max_seq_len"], help="tokens per sequence")
     mode: str = HfArg(
         default="pairs",
@@ -75,7 +79,9 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
         num_workers=config.prepare_workers,
     )
     teacher = load_encoder(config.teacher_model)
-    student = new_or_trained_student(config.student_model, teacher, config.seed)
+    student = new_or_trained_student(
+        config.student_model, teacher, config.seed, config.init_from_teacher_layers
+    )
     facts = {
         "teacher": f"{config.teacher_model}: {count_parameters(teacher):,} parameters",
         "student": f"{config.student_model}: {count_parameters(student):,} parameters",

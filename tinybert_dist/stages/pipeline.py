@@ -11,14 +11,16 @@ python -m tinybert_dist.stages.pipeline recipe.yaml --set output_dir=/scratch/ru
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
+import io
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         recipe = read_recipe(options.recipe, options.set)
+        for step in recipe.steps:
+            _check_options(step)
         run(recipe, launcher=shlex.split(options.launcher), dry_run=options.dry_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -122,6 +126,21 @@ def command_of(step: Step, launcher: Sequence[str] = ()) -> list[str]:
     return [*start, "-m", f"tinybert_dist.stages.{step.stage}", *step.argv]
 
 
+def _check_options(step: Step) -> None:
+    # before hours of the stages in front of it, not after them
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _stage_main(step)([*step.argv, "--print_config"])
+    except SystemExit as stop:
+        if stop.code:
+            print(f"pipeline: stage {step.name} cannot take these options; nothing was run", file=sys.stderr)
+            raise
+
+
+def _stage_main(step: Step) -> Callable[[list[str]], Any]:
+    return importlib.import_module(f"tinybert_dist.stages.{step.stage}").main
+
+
 def _is_launched(step: Step, launcher: Sequence[str]) -> bool:
     return bool(launcher) and step.stage in LAUNCHED_STAGES
 
@@ -138,7 +157,7 @@ def _run_launched(command: Sequence[str]) -> int:
 def _run_here(step: Step) -> int:
     _reset_process()
     try:
-        importlib.import_module(f"tinybert_dist.stages.{step.stage}").main(step.argv)
+        _stage_main(step)(step.argv)
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

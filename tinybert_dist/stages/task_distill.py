@@ -85,6 +85,15 @@ class Pair:
             return None
         return self.teacher_order[self.student_order.argsort()]
 
+    def fingerprints(self) -> dict[str, Any]:
+        """What identifies the two models, by option name."""
+        orders = (self.teacher_order, self.student_order)
+        return {
+            "teacher_model": weights_fingerprint(self.teacher),
+            "student_model": weights_fingerprint(self.student),
+            "label_order": [None if order is None else order.tolist() for order in orders],
+        }
+
 
 def run(config: TaskDistillConfig) -> dict[str, Any]:
     """One step of task distillation, or an evaluation; returns the outcome."""
@@ -105,13 +114,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     dataset = training_rows(task, tokenizer, config.max_seq_length)
     pair = load_pair(config, task)
     layer_map = None if config.pred_distill else config.build_map(pair.student.config, pair.teacher.config)
-    inputs = {
-        "teacher_model": weights_fingerprint(pair.teacher),
-        "student_model": weights_fingerprint(pair.student),
-        "label_order": [None if o is None else o.tolist() for o in (pair.teacher_order, pair.student_order)],
-        "data_dir": task.fingerprint,
-        "unlabelled_file_path": dataset.fingerprint,
-    }
+    inputs = pair.fingerprints() | {"data_dir": task.fingerprint, "unlabelled_file_path": dataset.fingerprint}
     facts = {
         "teacher": f"{config.teacher_model}: {count_parameters(pair.teacher):,} parameters",
         "student": f"{config.student_model}: {count_parameters(pair.student):,} parameters",
@@ -138,7 +141,6 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     scorer = Scorer.of(
         task, task.dev_splits, tokenizer, collate, accelerator, config.eval_batch_size, pair.student_order
     )
-    evaluates = bool(task.dev_splits) and config.pred_distill
     key = {name: inputs[name] for name in ("teacher_model", "label_order", "unlabelled_file_path")}
     outcome = train(
         Job(
@@ -150,8 +152,8 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
             collate=collate,
             inputs=inputs,
             make_targets=lambda: make_targets(config, pair, layer_map, dataset, collate, accelerator, key),
-            evaluate=(lambda: scorer(pair.student)) if evaluates else None,
-            keep="best" if evaluates else "last",
+            evaluate=(lambda: scorer(pair.student)) if config.pred_distill else None,
+            keep="best" if config.pred_distill else "last",
             write_outputs=classifier_outputs(
                 config, "task_distill", pair.student, tokenizer, scorer, accelerator, config.student_model,
                 teacher=config.teacher_model, distiller=distiller,

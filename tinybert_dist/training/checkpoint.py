@@ -68,6 +68,8 @@ class Checkpoints:
     def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
         """Writes the checkpoint of state["step"], verifies it, then prunes. Call on one process."""
         target = self.path(state["step"])
+        if target.exists() and self.problem(target) is None:
+            return target  # replayed after a fall-back: the same weights, and never a moment without them
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -82,7 +84,7 @@ class Checkpoints:
         }
         write_json(temporary / "manifest.json", {"format": 1, "files": entries})
         if target.exists():
-            shutil.rmtree(target)  # a damaged or replayed one of the same step
+            shutil.rmtree(target)  # a damaged one of the same step
         os.rename(temporary, target)
         fsync_folder(self.folder)
         if problem := self.problem(target):

@@ -80,6 +80,6 @@ def check_finite(losses: dict[str, float], grad_norm: float, bad_ranks: list[int
         where = f" first seen on process {bad_ranks[0]}" if bad_ranks else ""
         raise TrainingFailed(
             f"step {step}: loss or gradient is not finite ({', '.join(bad_terms) or 'gradient norm'}){where}."
-            " The weights are as they were before this step. Start again in another --output_dir with a lower "
-            "--learning_rate or --max_grad_norm, or with --mixed_precision no."
+            " The weights are as they were before this step. Start again in another --output_dir with a "
+            "lower --learning_rate or --max_grad_norm, or with --mixed_precision no."
         )

@@ -1,6 +1,7 @@
 """How samples are laid out for the models at hand: packed where every model can be, else padded."""
 
 import numpy as np
+from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from tinybert_dist.config import UserError
@@ -49,6 +50,6 @@ def choose_collator(
                 f"--layout packed: {', '.join(unpackable)} gives other results when packed; use padded"
             )
         if unpackable:
-            print(f"{', '.join(unpackable)} cannot be packed: length-sorted padding instead")
+            PartialState().print(f"{', '.join(unpackable)} cannot be packed: length-sorted padding instead")
         layout = "padded" if unpackable else "packed"
     return Collator(layout, pad_token_id, max_length)  # type: ignore[arg-type]

@@ -59,7 +59,9 @@ class TrainingOptions(StageOptions):
     eval_batch_size: int = HfArg(
         default=64, help="examples of one evaluation micro-batch, counted at maximum length"
     )
-    max_seconds: float | None = HfArg(default=None, help="save and stop (resumable) after this many seconds")
+    max_seconds: float | None = HfArg(
+        default=None, help="save and stop (resumable) after this many seconds of training"
+    )
     continue_train: bool = HfArg(default=False, help="accepted for old command lines: resuming is automatic")
     wandb_mode: str = HfArg(
         default="auto",

@@ -49,7 +49,7 @@ def classifier_outputs(
     teacher: str | None = None,
     distiller: Distiller | None = None,
 ) -> WriteOutputs:
-    """Writes the model folder of a task's model, and what it scores where there is a dev split."""
+    """Writes the model folder of a task's model, and what it scores if its head was trained."""
 
     def write(folder: Path, result: dict[str, Any]) -> None:
         spec = scorer.task.spec

@@ -71,7 +71,6 @@ def progress_text(values: Mapping[str, float]) -> str:
         ("throughput/tokens_per_s", lambda v: f"{readable_count(v)} tok/s"),
         ("throughput/padding_pct", lambda v: f"pad {v:.0f}%"),
         ("throughput/data_wait_pct", lambda v: f"wait {v:.0f}%"),
-        ("throughput/mfu_pct", lambda v: f"MFU {v:.0f}%"),
         ("throughput/memory_gib", lambda v: f"{v:.1f} GiB"),
     )
     return "  ".join(parts + [show(values[key]) for key, show in formats if key in values])

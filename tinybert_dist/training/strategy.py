@@ -63,7 +63,7 @@ def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *argumen
     if accelerator.is_main_process:
         try:
             outcome[0] = function(*arguments)
-        except (UserError, OSError) as error:
+        except Exception as error:  # whatever it is, the others must not wait for a result
             outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
@@ -43,19 +44,32 @@ def continue_projections(distiller: Distiller, student: str) -> None:
         if len(state) == 2 and fits:
             projection.load_state_dict(state)
         else:
-            print(
+            PartialState().print(
                 f"projection {prefix[:-1]} of the student's folder has other widths or is missing: "
                 "starting a new one"
             )
 
 
-def new_or_trained_student(name: str, teacher: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Base model: a named size or config (file, or folder without weights) made anew, or trained weights."""
+def new_or_trained_student(
+    name: str, teacher: PreTrainedModel, seed: int, teacher_layers: list[int] | None = None
+) -> PreTrainedModel:
+    """Base model: a named size or config (file, or folder without weights) made anew, or trained weights.
+
+    teacher_layers: the teacher's layers, counted from 1, that a new student of the same width starts from.
+    """
     path = Path(name)
-    if is_named_student(name) or path.suffix == ".json":
-        return new_student(name, teacher_config=teacher.config, seed=seed)
     if _is_config_only(path):
-        return new_student(path / "config.json", teacher_config=teacher.config, seed=seed)
+        path = path / "config.json"
+    if is_named_student(name) or path.suffix == ".json":
+        return new_student(
+            name if is_named_student(name) else path,
+            teacher_config=teacher.config,
+            seed=seed,
+            init_from_teacher_layers=teacher_layers,
+            teacher=teacher,
+        )
+    if teacher_layers:
+        raise UserError(f"--init_from_teacher_layers is for new students; {name} has weights of its own")
     return load_encoder(name, seed=seed)
 
 
