@@ -29,6 +29,7 @@ from tinybert_dist.training.strategy import on_main
 from tinybert_dist.training.tracking import Tracker
 
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
+PADDED_PIECES = 8
 
 
 @dataclass
@@ -57,9 +58,16 @@ class TrainingLoop:
         )
         self.eval_step = options.eval_step or self.order.steps_per_epoch
         self.save_step = options.save_step or self.eval_step
+        num_micro_batches = options.gradient_accumulation_steps * accelerator.num_processes
+        if (
+            job.collate.layout == "padded"
+        ):  # cut finer, sorted by length: 65 % padding in one piece, 12 % in 8
+            num_micro_batches *= max(
+                1, min(PADDED_PIECES, options.train_batch_size // (2 * num_micro_batches))
+            )
         # constants of the run: kept when it continues on another world size
         self.constants = {
-            "num_micro_batches": options.gradient_accumulation_steps * accelerator.num_processes,
+            "num_micro_batches": num_micro_batches,
             "micro_batch_tokens": options.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type],
         }
         self.step, self.best, self.evaluated, self.run_id = 0, None, {}, None
