@@ -22,6 +22,7 @@ from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
 from tinybert_dist.training.health import StopRequest, check_equal_weights, check_finite
 from tinybert_dist.training.job import Job
+from tinybert_dist.training.optimizer import build_optimizer
 from tinybert_dist.training.progress import ProgressLine
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.schedule import learning_rate_at
@@ -289,13 +290,3 @@ class TrainingLoop:
         batch = host_batch.to(self.accelerator.device)
         with self.accelerator.autocast():
             return self.module.freeze_unreached(self.module(batch, self.job.targets(batch)))
-
-
-def build_optimizer(module: torch.nn.Module, options) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; no weight decay on biases and LayerNorm."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, eps=options.adam_epsilon, fused=True)
