@@ -107,6 +107,21 @@ def run_stage(
         raise SystemExit(1) from error
 
 
+def read_yaml(
+    path: str | Path, name: str, kind: str = "file", expected: str = "`key: value` lines"
+) -> dict[str, Any]:
+    """The mapping a YAML file holds, words as written; UserErrors call the file `name`."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), PlainWords)  # a SafeLoader
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}. Give the path of a YAML {kind}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: expected {expected}, got {type(content).__name__}.")
+    return content
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Options as plain values, with credentials inside URLs removed."""
     return {key: _redact(value) for key, value in dataclasses.asdict(config).items()}
@@ -140,16 +155,8 @@ def _config_file(argv: Sequence[str]) -> str | None:
 
 def _yaml_to_argv(path: str, known: Sequence[str]) -> list[str]:
     # YAML goes through the command line's own conversion: one set of types, one set of messages
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), PlainWords)  # a SafeLoader
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}. Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected `key: value` lines, got {type(content).__name__}.")
     argv: list[str] = []
-    for key, value in content.items():
+    for key, value in read_yaml(path, f"--config {path}").items():
         if f"--{key}" not in known:
             raise UserError(_unknown(f"--{key}", known, f"in {path}"))
         if value is None or value == []:

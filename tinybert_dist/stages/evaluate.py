@@ -74,8 +74,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         config.layout,
         [model],
         probe,
-        pad_token_id=tokenizer.pad_token_id,
-        vocab_size=len(tokenizer),
+        tokenizer,
         max_length=config.max_seq_length,
     )
     model.to(accelerator.device)

@@ -100,8 +100,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
         config.layout,
         [model],
         dataset,
-        pad_token_id=tokenizer.pad_token_id,
-        vocab_size=len(tokenizer),
+        tokenizer,
         max_length=config.max_seq_length,
     )
     order = _label_order(task, model)
@@ -159,8 +158,7 @@ def pretrain(
         config.layout,
         [model],
         dataset,
-        pad_token_id=tokenizer.pad_token_id,
-        vocab_size=len(tokenizer),
+        tokenizer,
         max_length=length,
     )
     options = dataclasses.replace(

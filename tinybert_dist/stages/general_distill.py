@@ -97,8 +97,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
         config.layout,
         [teacher, student],
         dataset,
-        pad_token_id=tokenizer.pad_token_id,
-        vocab_size=len(tokenizer),
+        tokenizer,
         max_length=config.max_seq_length,
         reference_averaging=config.reference_averaging,
     )

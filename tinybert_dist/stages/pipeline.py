@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tinybert_dist import cli
-from tinybert_dist.config import PlainWords, UserError
+from tinybert_dist.config import PlainWords, UserError, read_yaml
 from tinybert_dist.files import read_json
 
 VARIABLE = re.compile(r"\$\{(\w*)\}")
@@ -76,7 +76,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UserError naming the file, the stage and the key.
     """
-    content = _load(path)
+    content = read_yaml(path, str(path), "recipe", "`key: value` lines and a `stages` list")
     stages = content.pop("stages", None)
     name = str(content.pop("name", Path(path).stem))
     if not isinstance(stages, list) or not stages:
@@ -190,20 +190,6 @@ def _reset_process() -> None:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _load(path: str | Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), PlainWords)  # a SafeLoader
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Give the path of a YAML recipe.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: expected `key: value` lines and a `stages` list, got {type(content).__name__}."
-        )
-    return content
 
 
 def _overrides(overrides: Sequence[str], variables: dict[str, Any], path: str | Path) -> dict[str, Any]:

@@ -124,8 +124,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         config.layout,
         [pair.teacher, pair.student],
         dataset,
-        pad_token_id=tokenizer.pad_token_id,
-        vocab_size=len(tokenizer),
+        tokenizer,
         max_length=config.max_seq_length,
         reference_averaging=config.reference_averaging,
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 from accelerate import PartialState
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.batches import Collator
@@ -14,17 +14,17 @@ def choose_collator(
     layout: str,
     models: list[PreTrainedModel],
     dataset: TokenDataset,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    pad_token_id: int,
     max_length: int,
-    vocab_size: int = 0,
     reference_averaging: bool = False,
 ) -> Collator:
     """Collator for `models`, probed on two real samples. Prints when padding is unavoidable.
 
-    Raises UserError when max_length is over a position table, the tokenizer's `vocab_size` over an embedding
+    Raises UserError when max_length is over a position table, the tokenizer's vocabulary over an embedding
     table, or the layout asked for is impossible.
     """
+    pad_token_id, vocab_size = tokenizer.pad_token_id, len(tokenizer)
     for model in models:
         if vocab_size > model.config.vocab_size:
             raise UserError(

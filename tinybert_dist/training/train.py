@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from tinybert_dist.distill.modules import LossModule
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
 from tinybert_dist.training.health import TrainingFailed
 from tinybert_dist.training.job import Job
@@ -40,7 +39,7 @@ def train(job: Job) -> dict[str, Any]:
         return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
     result = loop.evaluated
     if job.keep == "best" and loop.best:
-        load_parameters(job.module, loop.checkpoints.open(loop.best["step"]))
+        job.module.load_state_dict(loop.checkpoints.open(loop.best["step"]).parameters())
         result = loop.best
     job.module.eval()
     result = {"step": loop.step, **result}
@@ -48,11 +47,6 @@ def train(job: Job) -> dict[str, Any]:
     job.accelerator.wait_for_everyone()
     say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
     return on_main(job.accelerator, lambda: folder.end("finished", loop.step, "", result=result))
-
-
-def load_parameters(module: LossModule, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's weights into the unwrapped module."""
-    module.load_state_dict(checkpoint.parameters())
 
 
 def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
