@@ -6,6 +6,7 @@ group (the part of a term's name before the slash), and `term_weights` how the t
     loss = sum over terms of weight[term] * sum[term] / (total count[group] over the whole optimizer step)
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from tinybert_dist.distill.layer_map import LayerMap
 from tinybert_dist.distill.teacher import TeacherSignals
 from tinybert_dist.micro_batch import MicroBatch
 
+KEY_BIAS = re.compile(r"\.(\d+)\.(?:.*\.)?(?:key|k_lin|k_proj)\.bias$")
 LossSums = dict[str, Tensor]
 Counts = dict[str, float]
 
@@ -29,24 +31,38 @@ class LossModule(nn.Module):
 
     model: PreTrainedModel
     term_weights: dict[str, float]
+    score_layers: frozenset[int] = frozenset()  # layers, from 1, whose attention scores are in the loss
 
     def counts(self, batch: MicroBatch) -> Counts:
         """Denominators this micro-batch adds, by loss group; plain numbers, known without the device."""
         raise TypeError(f"{type(self).__name__} must define counts")
 
-    def freeze_unreached(self, sums: LossSums) -> list[str]:
-        """Freezes parameters the losses do not reach (unused heads): every trained one has a gradient.
+    def freeze_unreached(self, sums: LossSums) -> tuple[list[str], list[str]]:
+        """Freezes parameters the losses do not reach; names of those, and of those with a gradient.
 
-        Plain DDP waits for ever for a gradient that never comes, and weight decay would move the others.
+        Unused heads: plain DDP waits for ever for a gradient that never comes, and weight decay would move
+        them. Key biases of layers whose scores are not learned: softmax does not see them, their gradient is
+        rounding noise, and Adam would make full steps of it, different ones under every strategy.
         """
         for parameter in self.parameters():
             parameter.grad = None
         sum(sums.values(), start=torch.zeros(())).backward()
-        frozen = [name for name, p in self.named_parameters() if p.requires_grad and p.grad is None]
+        frozen = [
+            name
+            for name, p in self.named_parameters()
+            if p.requires_grad and (p.grad is None or self._is_unseen_key_bias(name))
+        ]
+        reached = [
+            n for n, p in self.named_parameters() if n not in frozen and p.grad is not None and p.grad.any()
+        ]
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in frozen)
             parameter.grad = None
-        return frozen
+        return frozen, reached
+
+    def _is_unseen_key_bias(self, name: str) -> bool:
+        match = KEY_BIAS.search(name)
+        return match is not None and int(match.group(1)) + 1 not in self.score_layers
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ class Distiller(LossModule):
             num_relation_heads,
         )
         self.attention_pairs = layer_map.layers if layer_map and weights.attention else ()
+        self.score_layers = frozenset(pair.student for pair in self.attention_pairs)
         pairs = layer_map.hidden if layer_map else ()
         self.hidden_pairs = tuple(p for p in pairs if (weights.hidden if p.student else weights.embedding))
         self.term_weights = {

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fsync_folder, read_json, sha256_of, write_json
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -40,19 +38,9 @@ class Checkpoint:
         """Every parameter and buffer of the trained module by name."""
         return load_file(self.folder / "model.safetensors")
 
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Loads weights and Adam moments in place."""
-        module.load_state_dict(self.parameters())
-        moments = load_file(self.folder / "optimizer.safetensors")
-        names = {id(p): name for name, p in module.named_parameters()}
-        state_dict = optimizer.state_dict()
-        ordered = [p for group in optimizer.param_groups for p in group["params"]]
-        state_dict["state"] = {
-            index: {"step": torch.tensor(float(self.step))}
-            | {m: moments[f"{m}.{names[id(p)]}"] for m in MOMENTS}
-            for index, p in enumerate(ordered)
-        }
-        optimizer.load_state_dict(state_dict)
+    def moments(self) -> dict[str, Tensor]:
+        """Adam's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, in the parameter's shape."""
+        return load_file(self.folder / "optimizer.safetensors")
 
 
 class Checkpoints:
@@ -65,7 +53,7 @@ class Checkpoints:
         """Folder of the checkpoint after `step` optimizer steps."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    def save(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]) -> Path:
         """Writes the checkpoint of state["step"], verifies it, then prunes. Call on one process."""
         target = self.path(state["step"])
         if target.exists() and self.problem(target) is None:
@@ -73,8 +61,8 @@ class Checkpoints:
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(_contiguous(module.state_dict()), temporary / FILES[0])
-        save_file(_moments(module, optimizer), temporary / FILES[1])
+        save_file(_own_memory(parameters), temporary / FILES[0])
+        save_file(_own_memory(moments), temporary / FILES[1])
         write_json(temporary / FILES[2], state)
         for name in FILES[:2]:
             with open(temporary / name, "rb") as file:
@@ -155,15 +143,6 @@ def _file_problem(path: Path, entry: dict[str, Any]) -> str | None:
     return None if sha256_of(path) == entry["sha256"] else f"{path.name} does not match its sha256"
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # tied weights share memory, which safetensors refuses; each name gets its own copy
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-
-
-def _moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in module.named_parameters()}
-    return {
-        f"{moment}.{names[id(p)]}": state[moment].detach().cpu().contiguous()
-        for p, state in optimizer.state.items()
-        for moment in MOMENTS
-    }

@@ -9,6 +9,7 @@ from tinybert_dist.data.batches import Collator, evaluation_batches
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.capture import classify, encode
 from tinybert_dist.distill.losses import at_least_float32
+from tinybert_dist.training.strategy import autocast
 
 
 @torch.inference_mode()
@@ -29,7 +30,7 @@ def predict(
         dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes
     ):
         batch = host_batch.to(accelerator.device)
-        with accelerator.autocast():
+        with autocast(accelerator):
             logits = at_least_float32(classify(model, batch, encode(model, batch).hidden[-1]))
         rows = host_batch.rows_B
         table[rows, :num_classes] += logits.double().cpu()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather
-from torch import nn
+from torch import Tensor
 
 from tinybert_dist.config import StageFailed
 
@@ -52,24 +52,38 @@ class StopRequest:
         return bool(self.reason)
 
 
-def check_equal_weights(accelerator: Accelerator, module: nn.Module, step: int) -> None:
+def check_equal_weights(accelerator: Accelerator, whole: list[tuple[str, Tensor]], step: int) -> None:
     """Raises TrainingFailed on every process when a trained parameter differs between processes, naming it.
 
-    The original trained one unsynchronised student per GPU and nobody noticed.
+    whole: those each process holds a whole copy of; shards are one copy by construction. The original
+    trained one unsynchronised student per GPU and nobody noticed.
     """
-    if accelerator.num_processes == 1:
+    if accelerator.num_processes == 1 or not whole:
         return
-    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     # the bits as integers: their sum is exact, so one differing bit shows
-    sums = torch.stack([p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in trained])
+    sums = torch.stack([p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in whole])
     differs = (sums != broadcast(sums.clone())).to(torch.int64)
     by_rank = gather(differs.unsqueeze(0)).cpu()
     if by_rank.any():
         rank, index = (int(i) for i in by_rank.nonzero()[0])
         raise TrainingFailed(
-            f"after step {step} parameter {trained[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of "
+            f"after step {step} parameter {whole[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of "
             f"process {rank} differs from process 0: gradients were not synchronised. Every trained module "
             "must be called through the wrapper that accelerator.prepare returned."
+        )
+
+
+def check_gradients_arrive(moments: dict[str, Tensor], reached: list[str]) -> None:
+    """Raises TrainingFailed when the first step left a parameter without the gradient the loss gives it.
+
+    moments: after the first step; reached: parameters with a gradient in a throw-away pass without wrapper.
+    """
+    missing = [name for name in reached if not moments[f"exp_avg.{name}"].any()]
+    if missing:
+        raise TrainingFailed(
+            f"the first step gave no gradient to {missing[0]} (and {len(missing) - 1} more), though the loss "
+            "depends on it. Every trained module must be called through the wrapper that accelerator.prepare "
+            "returned."
         )
 
 

@@ -6,7 +6,6 @@ log / evaluate / save when due -> stop when agreed. Every draw is keyed by (seed
 resumed run repeats an undisturbed one.
 """
 
-import contextlib
 import math
 import time
 from collections import defaultdict
@@ -20,14 +19,19 @@ from tinybert_dist.data.batches import StepBatches, draw_seed
 from tinybert_dist.data.order import Order
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
-from tinybert_dist.training.health import StopRequest, check_equal_weights, check_finite
+from tinybert_dist.training.health import (
+    StopRequest,
+    check_equal_weights,
+    check_finite,
+    check_gradients_arrive,
+)
 from tinybert_dist.training.job import Job
-from tinybert_dist.training.optimizer import build_optimizer
 from tinybert_dist.training.progress import ProgressLine
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.schedule import learning_rate_at
-from tinybert_dist.training.strategy import on_main
+from tinybert_dist.training.strategy import autocast, on_main
 from tinybert_dist.training.tracking import Tracker
+from tinybert_dist.training.trained import wrap
 
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
 PADDED_PIECES = 8
@@ -76,12 +80,12 @@ class TrainingLoop:
             state = resumed.state
             self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
             self.run_id, self.constants = state["run_id"], state["constants"]
-        self.module = job.module.to(accelerator.device)
-        self.frozen = self._freeze_unreached()
-        self.optimizer = build_optimizer(self.module, options)
+        self.frozen, self.reached = self._freeze_unreached()
         if resumed:
-            resumed.restore(self.module, self.optimizer)
-        self.wrapped, self.prepared_optimizer = accelerator.prepare(self.module, self.optimizer)
+            job.module.load_state_dict(resumed.parameters())
+        self.trained = wrap(accelerator, job.module, options)
+        if resumed:
+            self.trained.load_moments(resumed.moments(), self.step)
         self.saved_step = self.step if resumed else -1
 
     def batches(self, rank: int, world_size: int) -> StepBatches:
@@ -121,7 +125,6 @@ class TrainingLoop:
         )
         stop_reason, window = "", Window()
         with StopRequest(self.folder.path / "STOP", options.max_seconds) as stop:
-            self.wrapped.train()
             while self.step < self.total_steps and not stop_reason:
                 waiting_since = time.perf_counter()
                 micro_batches = next(loader)
@@ -129,8 +132,10 @@ class TrainingLoop:
                 stop_ranks = self._optimizer_step(micro_batches, window, bool(stop))
                 self.step += 1
                 last = self.step == self.total_steps
+                if self.step == 1:
+                    check_gradients_arrive(self.trained.moments(), self.reached)
                 if self.step == 1 or self.step % options.checksum_step == 0:
-                    check_equal_weights(accelerator, self.module, self.step)
+                    check_equal_weights(accelerator, self.trained.whole_parameters(), self.step)
                 values = {}
                 if self.step == 1 or self.step % options.logging_steps == 0 or last:
                     values = self._values(window)
@@ -156,33 +161,28 @@ class TrainingLoop:
         """One optimizer step over this process's micro-batches; returns the processes asked to stop."""
         accelerator, device, job = self.accelerator, self.accelerator.device, self.job
         groups, totals = self._totals([batch for _, batch in micro_batches])
-        rate = self._learning_rate()
-        for group in self.prepared_optimizer.param_groups:
-            group["lr"] = rate
         loss_sums = torch.zeros(len(job.module.term_weights), dtype=torch.float64, device=device)
         for i, (index, host_batch) in enumerate(micro_batches):
             batch = host_batch.to(device)
             targets = job.targets(batch)
             torch.manual_seed(draw_seed(self.options.seed, self.step, index))  # dropout, whatever the process
             is_last = i == len(micro_batches) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.wrapped):
-                sums = self.wrapped(batch, targets)
+            with self.trained.micro_batch(is_last):
+                sums = self.trained(batch, targets)
                 weight = 0.0 if batch.is_dummy else 1.0
                 terms = torch.stack(
                     [sums[t] / totals[groups.index(t.split("/")[0])] for t in job.module.term_weights]
                 )
                 loss = (terms * weight) @ terms.new_tensor(list(job.module.term_weights.values()))
                 # times the processes: undoes the wrapper's mean over them
-                accelerator.backward(loss * accelerator.num_processes)
+                self.trained.backward(loss * accelerator.num_processes)
             loss_sums += terms.detach().double() * weight
-        grad_norm = accelerator.clip_grad_norm_(
-            self.module.parameters(), self.options.max_grad_norm or math.inf
-        )
+        grad_norm = self.trained.gradient_norm()
         losses, bad_ranks, stop_ranks = self._agree(loss_sums, stop)
-        check_finite(losses, float(grad_norm), bad_ranks, self.step + 1)
-        self.prepared_optimizer.step()
-        self.prepared_optimizer.zero_grad()
-        self._count(window, losses, float(grad_norm), rate, totals)
+        check_finite(losses, grad_norm, bad_ranks, self.step + 1)
+        self.rate = self._learning_rate()
+        self.trained.step(grad_norm, self.rate)
+        self._count(window, losses, grad_norm, totals)
         return stop_ranks
 
     def _learning_rate(self) -> float:
@@ -225,14 +225,11 @@ class TrainingLoop:
             [rank for rank, flag in enumerate(stopped) if flag],
         )
 
-    def _count(
-        self, window: Window, losses: dict[str, float], grad_norm: float, rate: float, totals: Tensor
-    ) -> None:
+    def _count(self, window: Window, losses: dict[str, float], grad_norm: float, totals: Tensor) -> None:
         window.steps += 1
         window.grad_norm += grad_norm
         window.tokens += float(totals[-2])
         window.computed_tokens += float(totals[-1])
-        self.rate = rate
         for term, value in losses.items():
             window.losses[f"loss/{term}"] += value
             if "/" in term:
@@ -257,11 +254,10 @@ class TrainingLoop:
         return values
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluates, back to training mode after it, and remembers the best step."""
+        """Evaluates and remembers the best step."""
         assert self.job.evaluate is not None
-        self.wrapped.eval()
+        self.trained.publish()
         self.evaluated = self.job.evaluate()
-        self.wrapped.train()
         if self.best is None or self.evaluated["score"] > self.best["score"]:
             self.best = {"step": self.step, **self.evaluated}
             if self.job.keep == "best":
@@ -281,12 +277,15 @@ class TrainingLoop:
             "run_id": self.run_id,
             "identity": self.folder.identity,
         }
-        on_main(self.accelerator, lambda: self.checkpoints.save(self.module, self.optimizer, state) and None)
+        self.trained.publish()
+        parameters, moments = self.job.module.state_dict(), self.trained.moments()
+        on_main(self.accelerator, lambda: self.checkpoints.save(parameters, moments, state) and None)
         self.saved_step = self.step
 
-    def _freeze_unreached(self) -> list[str]:
+    def _freeze_unreached(self) -> tuple[list[str], list[str]]:
         # one throw-away forward and backward on the unwrapped module
         _, host_batch = self.batches(0, 1)[0][0]
         batch = host_batch.to(self.accelerator.device)
-        with self.accelerator.autocast():
-            return self.module.freeze_unreached(self.module(batch, self.job.targets(batch)))
+        module = self.job.module.to(self.accelerator.device)
+        with autocast(self.accelerator):
+            return module.freeze_unreached(module(batch, self.job.targets(batch)))

@@ -1,4 +1,8 @@
-"""Starts accelerate so that the processes the launcher started really train together."""
+"""Starts accelerate so that the processes the launcher started really train together.
+
+What the launcher's configuration says is taken as it is: one process, DDP, FSDP2 or DeepSpeed ZeRO-1/2/3, on
+GPUs (nccl) or, for tests and small models, on CPUs (gloo).
+"""
 
 import datetime
 import os
@@ -6,48 +10,87 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
+    str_to_bool,
 )
 
 from tinybert_dist.config import UserError
 
 ResultT = TypeVar("ResultT")
-SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> Accelerator:
-    """One Accelerator for one process or DDP; devices and world size come from the launcher.
+    """One Accelerator; devices, world size and strategy come from the launcher.
 
     Raises UserError when the launcher's strategy cannot be used, or its processes do not see one another.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = torch.cuda.is_available()
+    group = {"timeout": datetime.timedelta(seconds=timeout_s), "backend": "nccl" if has_gpu else "gloo"}
     handlers: list = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
-    if world_size > 1:
+    if _launched_with("ACCELERATE_USE_DEEPSPEED"):
+        _ready_for_deepspeed(has_gpu)
+    if _launched_with("ACCELERATE_USE_FSDP"):
+        _ready_for_fsdp2(has_gpu, group)
+    elif world_size > 1 or _launched_with("ACCELERATE_USE_DEEPSPEED"):
         # without the explicit backend a CPU launch silently gives processes that train alone
-        backend = "nccl" if has_gpu else "gloo"
-        handlers.append(
-            InitProcessGroupKwargs(backend=backend, timeout=datetime.timedelta(seconds=timeout_s))
-        )
+        handlers.append(InitProcessGroupKwargs(**group))
     if mixed_precision in {"auto", "fastest"}:
         mixed_precision = "bf16" if _has_fast_bf16(has_gpu, mixed_precision == "fastest") else "no"
-    accelerator = Accelerator(cpu=not has_gpu, mixed_precision=mixed_precision, kwargs_handlers=handlers)
+    use_cpu = not has_gpu and not any(
+        map(_launched_with, ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
+    )
+    accelerator = Accelerator(cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=handlers)
     if accelerator.num_processes != world_size:
         raise UserError(
             f"the launcher started {world_size} processes but they see {accelerator.num_processes}; start "
             "with one of accelerate_configs/ (accelerate launch --config_file ...)"
         )
-    if accelerator.distributed_type not in SUPPORTED:
-        raise UserError(
-            f"strategy {accelerator.distributed_type.value} is not supported by this version; use one of "
-            "accelerate_configs/"
-        )
+    _require_known(accelerator)
     return accelerator
+
+
+def _launched_with(variable: str) -> bool:
+    return bool(str_to_bool(os.environ.get(variable, "false")))
+
+
+def _ready_for_deepspeed(has_gpu: bool) -> None:
+    if has_gpu:
+        return
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}  # its CPU communication would be compiled, for half a minute
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # would silently turn DeepSpeed into DDP
+
+
+def _ready_for_fsdp2(has_gpu: bool, group: dict) -> None:
+    if has_gpu:
+        return
+    PartialState(cpu=True, timeout=group["timeout"])
+    # accelerate looks at fsdp_config only for this type, and on CPUs ignores it without a word
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def _require_known(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    known = {"NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED"}
+    if kind.value not in known or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        name = "FSDP version 1" if kind == DistributedType.FSDP else kind.value
+        raise UserError(f"strategy {name} is not supported; use one of accelerate_configs/ (fsdp2, ...)")
+
+
+def strategy_name(accelerator: Accelerator) -> str:
+    """ "one process", "DDP", "FSDP2" or "DeepSpeed ZeRO-N"."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"DeepSpeed ZeRO-{accelerator.deepspeed_plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return "FSDP2"
+    return "one process" if accelerator.num_processes == 1 else "DDP"
 
 
 def _has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
@@ -55,6 +98,16 @@ def _has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
         return torch.cuda.is_bf16_supported()
     # emulated bf16 is several times slower than float32; with the instructions it is about twice as fast
     return cpu_too and torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(accelerator: Accelerator) -> torch.autocast:
+    """The precision of the run around a forward, the same under every strategy.
+
+    Weights, moments and gradients stay float32: the strategies' own half-precision weights would make their
+    results differ.
+    """
+    enabled = accelerator.mixed_precision == "bf16"
+    return torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *arguments: object) -> ResultT:

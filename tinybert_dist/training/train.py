@@ -7,7 +7,7 @@ from tinybert_dist.training.health import TrainingFailed
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.loop import TrainingLoop
 from tinybert_dist.training.run_folder import RunFolder
-from tinybert_dist.training.strategy import on_main
+from tinybert_dist.training.strategy import on_main, strategy_name
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def train(job: Job) -> dict[str, Any]:
     if job.keep == "best" and loop.best:
         job.module.load_state_dict(loop.checkpoints.open(loop.best["step"]).parameters())
         result = loop.best
+    else:
+        loop.trained.publish()
     job.module.eval()
     result = {"step": loop.step, **result}
     job.write_outputs(folder.path, result)
@@ -64,7 +66,7 @@ def _describe(job: Job, loop: TrainingLoop, say) -> None:
         **job.facts,
         "training rows": f"{len(job.dataset):,} ({job.dataset.num_tokens:,} tokens)",
         "processes": f"{job.accelerator.num_processes} on {job.accelerator.device.type}, "
-        f"{job.accelerator.mixed_precision} mixed precision",
+        f"{strategy_name(job.accelerator)}, {job.accelerator.mixed_precision} mixed precision",
         "optimizer step": f"{loop.order.batch_size} examples in {loop.constants['num_micro_batches']}+ "
         f"micro-batches, {job.collate.layout} rows, about {step_tokens:,} tokens",
         "steps": f"{loop.total_steps:,} ({loop.order.steps_per_epoch:,} an epoch)",

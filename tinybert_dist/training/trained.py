@@ -1,0 +1,142 @@
+"""The trained module under the launcher's strategy: one interface, whatever is replicated or sharded.
+
+    with trained.micro_batch(is_last):
+        trained.backward(loss(trained(batch, targets)))
+    norm = trained.gradient_norm()      # global; nothing has moved yet
+    trained.step(norm, learning_rate)
+
+`trained.module` is the plain module: DDP trains it in place; a strategy that shards trains a copy, and
+`publish` brings the plain one up to date before it is evaluated, saved or written out. The student is small
+by definition, so a whole one fits beside its shards.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tinybert_dist.distill.modules import LossModule, LossSums
+from tinybert_dist.training.optimizer import build_optimizer
+from tinybert_dist.training.options import TrainingOptions
+from tinybert_dist.training.strategy import autocast
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def wrap(accelerator: Accelerator, module: LossModule, options: TrainingOptions) -> "Trained":
+    """The module under the launcher's strategy. Collective."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from tinybert_dist.training.zero import ZeroTrained
+
+        return ZeroTrained(accelerator, module, options)
+    return Trained(accelerator, module, options)
+
+
+class Trained:
+    """One process, DDP and FSDP2: torch's optimizer steps over the parameters, whole or sharded."""
+
+    def __init__(self, accelerator: Accelerator, module: LossModule, options: TrainingOptions):
+        self.accelerator, self.module = accelerator, module.to(accelerator.device).train()
+        self.max_norm = options.max_grad_norm
+        self.live = self._live_module()
+        self.wrapped, self.optimizer = self._prepare(build_optimizer(self.live, options))
+
+    def _live_module(self) -> LossModule:
+        if self.accelerator.distributed_type != DistributedType.FSDP:
+            return self.module
+        return under_autocast(copy.deepcopy(self.module), self.accelerator)
+
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
+            plugin.mixed_precision_policy = None  # see strategy.autocast
+        wrapped, prepared = self.accelerator.prepare(self.live, optimizer)
+        return wrapped, prepared.optimizer  # accelerate's wrapper would decide for itself when to step
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained, under the plain module's names."""
+        return ((name, p) for name, p in self.live.named_parameters() if p.requires_grad)
+
+    def __call__(self, *arguments: Any) -> LossSums:
+        """The forward through the wrapper: the one way gradients of all processes meet."""
+        return self.wrapped(*arguments)
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager:
+        """Around forward and backward of a micro-batch; gradients meet in the last of a step."""
+        return nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates gradients, as the mean over the processes."""
+        loss.backward()
+
+    def gradient_norm(self) -> float:
+        """Global L2 norm over all processes, before clipping."""
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for _, p in self.named_parameters() if p.grad is not None]
+        )
+        return float(_whole(norm))
+
+    def step(self, norm: float, learning_rate: float) -> None:
+        """Clips, moves the optimizer, forgets the gradients."""
+        parameters = [p for _, p in self.named_parameters()]
+        if self.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(
+                parameters, self.max_norm, torch.tensor(norm, device=self.accelerator.device)
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Brings the plain module up to date. Collective."""
+        if self.live is not self.module:
+            for name, parameter in self.named_parameters():
+                self.module.get_parameter(name).copy_(_whole(parameter))
+
+    def moments(self) -> dict[str, Tensor]:
+        """Adam's moments as `exp_avg.<parameter>`, whole, float32. Collective."""
+        return {
+            f"{moment}.{name}": _whole(self.optimizer.state[parameter][moment])
+            for name, parameter in self.named_parameters()
+            for moment in MOMENTS
+        }
+
+    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
+        """Continues with the moments after `step` optimizer steps."""
+        for name, parameter in self.named_parameters():
+            state = {m: _placed_like(parameter, moments[f"{m}.{name}"]) for m in MOMENTS}
+            self.optimizer.state[parameter] = {"step": _counter(parameter, step), **state}
+
+    def whole_parameters(self) -> list[tuple[str, Tensor]]:
+        """Those every process holds a whole copy of: they must be equal."""
+        return [(n, p.detach()) for n, p in self.named_parameters() if not isinstance(p, DTensor)]
+
+
+def under_autocast(module: LossModule, accelerator: Accelerator) -> LossModule:
+    """Makes the forward compute in the precision of the run, inside whatever wraps the module."""
+    module.forward = autocast(accelerator)(module.forward)  # type: ignore[method-assign]
+    return module
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _placed_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    # every process has read the same file: each takes its part, nothing is sent
+    return distribute_tensor(
+        whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+
+
+def _counter(parameter: Tensor, step: int) -> Tensor:
+    return torch.tensor(float(step), device=parameter.device)  # where the fused optimizer keeps it
