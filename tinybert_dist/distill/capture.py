@@ -6,7 +6,7 @@ in the linear layers, and it hands out queries and keys of chosen layers. No mod
 
 import contextlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,15 @@ ATTENTION = "tinybert_dist"
 POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm"}
 
 
-@dataclass
 class Sink:
     """Receives (query, key) blocks [B, H, S, K] of the wanted layers (0-based).
 
-    Not a dict: wrappers such as FSDP2 copy dicts among the arguments, and captures would be lost.
+    Neither dict nor dataclass: FSDP2 copies those among the arguments, and captures would be lost.
     """
 
-    layers: Collection[int]
-    blocks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(self, layers: Collection[int]):
+        self.layers = layers
+        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 def attention(module, query, key, value, attention_mask, *, micro_batch=None, sink=None, **kwargs):

@@ -6,6 +6,7 @@ GPUs (nccl) or, for tests and small models, on CPUs (gloo).
 
 import datetime
 import os
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -60,8 +61,10 @@ def _launched_with(variable: str) -> bool:
 
 
 def _ready_for_deepspeed(has_gpu: bool) -> None:
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
     if has_gpu:
         return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}  # its CPU communication would be compiled, for half a minute

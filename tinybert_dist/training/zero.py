@@ -7,7 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.utils import combine_grad_norm_groups, is_invalid_grad_norm
+from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_norm
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
@@ -40,7 +40,21 @@ class ZeroTrained(Trained):
         self.engine, _ = self.accelerator.prepare(self.live, optimizer)
         self.zero = self.engine.optimizer
         self.is_partitioned = self.accelerator.deepspeed_plugin.zero_stage == 3
+        self._start_moments(self.zero.optimizer)
         return self.engine, self.zero.optimizer
+
+    def _start_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        # the optimizer makes them in its first step, group by group, and ZeRO-1 and -2 look at all groups
+        # after the first one's: the others' moments could never be read
+        zero = self.zero
+        flats = (
+            zero.fp32_partitioned_groups_flat if self.is_partitioned else zero.single_partition_of_fp32_groups
+        )
+        for flat in flats:
+            step = torch.zeros((), device=flat.device)
+            optimizer.state[flat] = {"step": step, **{m: torch.zeros_like(flat) for m in MOMENTS}}
+        if not self.is_partitioned:
+            zero._lazy_init_hp_params_optimizer_state()
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
@@ -86,18 +100,11 @@ class ZeroTrained(Trained):
 
     def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
         """See Trained.load_moments."""
-        zero = self.zero
-        flats = (
-            zero.fp32_partitioned_groups_flat if self.is_partitioned else zero.single_partition_of_fp32_groups
-        )
-        for flat in flats:  # otherwise made in the first step
-            empty = {m: torch.zeros_like(flat) for m in MOMENTS}
-            self.optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **empty}
-        if not self.is_partitioned:
-            zero._lazy_init_hp_params_optimizer_state()
+        for state in self.optimizer.state.values():
+            state["step"].fill_(step)
         for name, parameter in self.named_parameters():
             for m in MOMENTS:
-                self._set_moment(parameter, m, moments[f"{m}.{name}"].to(flats[0].device))
+                self._set_moment(parameter, m, moments[f"{m}.{name}"].to(self.accelerator.device))
 
     def _set_moment(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
         if not self.is_partitioned:
