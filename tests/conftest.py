@@ -87,21 +87,25 @@ CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 def launch():
     """launch(stage, *arguments, num_processes=2, wait=True): a real `accelerate launch`, as a user types it.
 
+    stage: its name, or the path of a script; config: a file of accelerate_configs/ (default: plain CPU processes).
     Returns the finished process (output captured), or with wait=False the Popen, in its own process group.
     """
     import subprocess
     import sys
 
-    def run(stage: str, *arguments: object, num_processes: int = 2, wait: bool = True, check: bool = True):
-        config = CONFIGS / ("cpu.yaml" if num_processes == 1 else "cpu_2_processes.yaml")
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        command += [
-            "--num_processes",
-            str(num_processes),
-            "-m",
-            f"tinybert_dist.stages.{stage}",
-            *map(str, arguments),
-        ]
+    def run(
+        stage: str | Path,
+        *arguments: object,
+        num_processes: int = 2,
+        config: str = "",
+        wait: bool = True,
+        check: bool = True,
+    ):
+        config = config or ("cpu" if num_processes == 1 else "cpu_2_processes")
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        command += ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", str(num_processes)]
+        command += [str(stage)] if isinstance(stage, Path) else ["-m", f"tinybert_dist.stages.{stage}"]
+        command += map(str, arguments)
         pipe = {
             "stdout": subprocess.PIPE,
             "stderr": subprocess.STDOUT,
