@@ -87,7 +87,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 def launch():
     """launch(stage, *arguments, num_processes=2, wait=True): a real `accelerate launch`, as a user types it.
 
-    stage: its name, or the path of a script; config: a file of accelerate_configs/ (default: plain CPU processes).
+    stage: its name, or the path of a script; config: a file of accelerate_configs/ (default: plain CPU).
     Returns the finished process (output captured), or with wait=False the Popen, in its own process group.
     """
     import subprocess

@@ -24,7 +24,7 @@ def flags(options):
 
 @pytest.fixture(scope="session")
 def several_runs(launch, tmp_path_factory):
-    """several_runs(config, num_processes, [(stage, options), ...]): output of one launch that runs them all."""
+    """several_runs(config, num_processes, [(stage, options), ...]): one launch that runs them all."""
 
     def run(config, num_processes, runs, **keywords):
         path = tmp_path_factory.mktemp("runs") / "runs.json"
@@ -37,7 +37,7 @@ def several_runs(launch, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stages(workspace):
-    """Options of the stages on the small workspace, dropout off: runs of another split draw nothing different."""
+    """Options of the stages on the small workspace; no dropout: another split would draw differently."""
     student = json.loads((workspace / "student.json").read_text())
     student |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (workspace / "no_dropout.json").write_text(json.dumps(student))
@@ -76,7 +76,9 @@ def loss_difference(folder, reference):
 def gradients(folder):
     """Gradients of the first step by parameter, from Adam's first moment after it: 0.1 times the gradient."""
     moments = load_file(Path(folder) / "checkpoints" / "step-00000001" / "optimizer.safetensors")
-    return {name.removeprefix("exp_avg."): 10 * m.double() for name, m in moments.items() if "exp_avg." in name}
+    return {
+        name.removeprefix("exp_avg."): 10 * m.double() for name, m in moments.items() if "exp_avg." in name
+    }
 
 
 def gradient_difference(folder, reference):

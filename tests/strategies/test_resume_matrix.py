@@ -48,7 +48,9 @@ def stopped_at(step, finished, folder):
 
 
 @pytest.mark.parametrize("after", KINDS)
-def test_resumes_what_any_strategy_saved(several_runs, stages, workspace, undisturbed, tmp_path, after, capsys):
+def test_resumes_what_any_strategy_saved(
+    several_runs, stages, workspace, undisturbed, tmp_path, after, capsys
+):
     config, num_processes = KINDS[after]
     runs = [
         options(stages, workspace, before)

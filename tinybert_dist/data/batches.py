@@ -154,12 +154,18 @@ def _serve_until_told(worker: int) -> None:
 def evaluation_batches(
     dataset: TokenDataset, collate: Collator, max_tokens: int, rank: int, world_size: int
 ) -> Iterator[MicroBatch]:
-    """Every row of `dataset` on exactly one rank, in micro-batches of like lengths, ~max_tokens tokens."""
+    """Every row of `dataset` on exactly one rank, in micro-batches of like lengths, ~max_tokens tokens.
+
+    Every rank gets as many: where there are none left, a dummy (a sharded model computes in step).
+    """
     if len(dataset) == 0:
         return
-    for m, piece in enumerate(cut(dataset.lengths, 1, max_tokens)):
-        if m % world_size == rank and len(piece):
-            yield collate(dataset.fetch(piece))
+    pieces = [piece for piece in cut(dataset.lengths, 1, max_tokens) if len(piece)]
+    for m in range(rank, -(-len(pieces) // world_size) * world_size, world_size):
+        if m < len(pieces):
+            yield collate(dataset.fetch(pieces[m]))
+        else:
+            yield replace(collate(dataset.fetch(pieces[-1][:1])), is_dummy=True)
 
 
 def draw_seed(*key: int) -> int:

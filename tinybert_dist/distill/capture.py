@@ -155,16 +155,20 @@ def num_positions(config) -> int:
     return config.max_position_embeddings - offset
 
 
-def truncate_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """Drops the encoder layers above `num_layers`, in place: nothing learns from them."""
-    total = model.config.num_hidden_layers
-    stacks = [
+def layer_stacks(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where the encoder layers are: (parent, name) of every list of as many modules as there are layers."""
+    return [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == total
+        if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers  # type: ignore[union-attr]
     ]
-    if num_layers < total and len(stacks) == 1:
+
+
+def truncate_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """Drops the encoder layers above `num_layers`, in place: nothing learns from them."""
+    stacks = layer_stacks(model)
+    if num_layers < model.config.num_hidden_layers and len(stacks) == 1:
         parent, name = stacks[0]
         setattr(parent, name, getattr(parent, name)[:num_layers])
         for module in model.modules():

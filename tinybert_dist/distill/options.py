@@ -34,6 +34,11 @@ class DistillOptions:
     num_relation_heads: int | None = HfArg(
         default=None, help="attention compared over this many split heads (default: the heads when equal)"
     )
+    teacher_sharding: str = HfArg(
+        default="none",
+        metadata={"choices": ["none", "fsdp2", "zero3"]},
+        help="teachers too large for one GPU: each process keeps a share (zero3: with DeepSpeed)",
+    )
     reference_averaging: bool = HfArg(
         default=False,
         help="average like the original: padding and classes count (slower: rows of fixed length)",

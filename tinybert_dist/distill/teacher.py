@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tinybert_dist.distill.capture import classify, encode, truncate_layers, uses_capture
@@ -21,8 +21,8 @@ class TeacherSignals:
     logits: Tensor | None  # [B, C] in the student's label order
 
 
-class Teacher:
-    """Computes TeacherSignals.
+class Teacher(nn.Module):
+    """Computes TeacherSignals. One module, so that what shards it gathers its weights as they are needed.
 
     Args:
         model: an encoder, or a classification model when logits are needed. It is changed in place.
@@ -38,19 +38,26 @@ class Teacher:
         with_logits: bool = False,
         label_order: Tensor | None = None,
     ):
-        self.model = uses_capture(model).eval().requires_grad_(False)
+        super().__init__()
+        model = uses_capture(model)
         self.hidden_layers = {pair.teacher for pair in layer_map.hidden} if layer_map else set()
         self.attention_layers = {pair.teacher for pair in layer_map.layers} if layer_map else set()
         self.with_logits = with_logits
         self.label_order = label_order
         self.forwards = 0  # micro-batches computed, for tests and reports
+        self.model: PreTrainedModel = model if with_logits else model.base_model  # type: ignore[assignment]
         if not with_logits:
-            self.model = self.model.base_model
             truncate_layers(self.model, max(self.hidden_layers, default=0))
+        self.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, batch: MicroBatch) -> TeacherSignals:
+        """The forward, with whatever gathers weights around it, in inference mode."""
         self.forwards += 1
+        return super().__call__(batch)
+
+    def forward(self, batch: MicroBatch) -> TeacherSignals:
+        """Signals of one micro-batch."""
         encoded = encode(self.model, batch, {layer - 1 for layer in self.attention_layers})
         logits = None
         if self.with_logits:

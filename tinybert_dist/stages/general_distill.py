@@ -28,6 +28,7 @@ from tinybert_dist.training.student import (
     continue_projections,
     new_or_trained_student,
 )
+from tinybert_dist.training.teacher_placement import place_teacher
 from tinybert_dist.training.train import train
 
 
@@ -113,8 +114,8 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
             dataset=dataset,
             collate=collate,
             inputs=inputs,
-            make_targets=lambda: Teacher(
-                teacher.to(accelerator.device, teacher_dtype(accelerator)), layer_map
+            make_targets=lambda: place_teacher(
+                Teacher(teacher, layer_map), accelerator, config.teacher_sharding, teacher_dtype(accelerator)
             ),
             write_outputs=encoder_outputs(
                 config, "general_distill", student, tokenizer, accelerator,

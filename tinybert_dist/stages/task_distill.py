@@ -38,6 +38,7 @@ from tinybert_dist.training.scoring import Scorer
 from tinybert_dist.training.strategy import on_main, start_accelerator, teacher_dtype
 from tinybert_dist.training.student import check_same_vocabulary, continue_projections
 from tinybert_dist.training.targets import KeptLogits, keep_logits
+from tinybert_dist.training.teacher_placement import place_teacher
 from tinybert_dist.training.train import train
 
 
@@ -199,16 +200,24 @@ def make_targets(
 ) -> Teacher | KeptLogits:
     """The teacher itself for step 1, its logits of every row for step 2."""
     if layer_map is not None:
-        return Teacher(pair.teacher.to(accelerator.device, teacher_dtype(accelerator)), layer_map)
+        teacher = Teacher(pair.teacher, layer_map)
+        return place_teacher(teacher, accelerator, config.teacher_sharding, teacher_dtype(accelerator))
+    order = None if pair.logits_order is None else torch.from_numpy(pair.logits_order)
+    num_classes = len(order) if order is not None else 1
+
+    def teacher_of_predictions() -> Teacher:
+        teacher = Teacher(pair.teacher, with_logits=True, label_order=order)
+        return place_teacher(teacher, accelerator, config.teacher_sharding, torch.float32)
+
     if config.dry_run:
-        return Teacher(pair.teacher.to(accelerator.device), with_logits=True)
+        return teacher_of_predictions()
     return keep_logits(
         Path(config.output_dir) / "teacher_logits",
-        pair.teacher,
+        teacher_of_predictions,
+        num_classes,
         dataset,
         collate,
         accelerator,
-        label_order=pair.logits_order,
         key=key | {"head": config.classifier_head},
         max_tokens=config.eval_batch_size * config.max_seq_length,
     )

@@ -1,18 +1,21 @@
-"""Predictions of a classification model over a dataset: every row exactly once, on all processes together."""
+"""Logits over a dataset: every row exactly once, on all processes together."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tinybert_dist.data.batches import Collator, evaluation_batches
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.capture import classify, encode
 from tinybert_dist.distill.losses import at_least_float32
+from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.strategy import autocast
 
 
-@torch.inference_mode()
 def predict(
     model: PreTrainedModel,
     dataset: TokenDataset,
@@ -20,10 +23,28 @@ def predict(
     accelerator: Accelerator,
     max_tokens: int,
 ) -> np.ndarray:
-    """Logits [N, C] (float64) in row order, the same on every process; the model is in evaluation mode."""
+    """Logits [N, C] (float64) of a classification model in evaluation mode; see logits_of."""
     assert not model.training, "predictions with dropout on"
-    num_classes = model.config.num_labels
-    assert num_classes is not None
+
+    def forward(batch: MicroBatch) -> Tensor:
+        return at_least_float32(classify(model, batch, encode(model, batch).hidden[-1]))
+
+    return logits_of(forward, model.config.num_labels or 0, dataset, collate, accelerator, max_tokens)
+
+
+@torch.inference_mode()
+def logits_of(
+    forward: Callable[[MicroBatch], Tensor],
+    num_classes: int,
+    dataset: TokenDataset,
+    collate: Collator,
+    accelerator: Accelerator,
+    max_tokens: int,
+) -> np.ndarray:
+    """Logits [N, C] (float64) in row order, the same on every process, from forwards that give [B, C].
+
+    Collective, and so may the forwards be: every process computes as many.
+    """
     # last column: times a row was computed
     table = torch.zeros(len(dataset), num_classes + 1, dtype=torch.float64)
     for host_batch in evaluation_batches(
@@ -31,7 +52,9 @@ def predict(
     ):
         batch = host_batch.to(accelerator.device)
         with autocast(accelerator):
-            logits = at_least_float32(classify(model, batch, encode(model, batch).hidden[-1]))
+            logits = forward(batch)
+        if host_batch.is_dummy:
+            continue
         rows = host_batch.rows_B
         table[rows, :num_classes] += logits.double().cpu()
         table[rows, num_classes] += 1

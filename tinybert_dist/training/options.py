@@ -104,4 +104,5 @@ class TrainingOptions(StageOptions):
 OPERATIONAL = {
     "output_dir", "dry_run", "num_workers", "logging_steps", "save_step", "checksum_step", "keep_checkpoints",
     "eval_batch_size", "max_seconds", "continue_train", "wandb_mode", "wandb_project", "run_group",
+    "teacher_sharding",
 }  # fmt: skip

@@ -5,6 +5,7 @@ GPUs (nccl) or, for tests and small models, on CPUs (gloo).
 """
 
 import datetime
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -62,11 +63,13 @@ def _launched_with(variable: str) -> bool:
 
 def _ready_for_deepspeed(has_gpu: bool) -> None:
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops  # seconds, and only this strategy needs it
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # it warns of every dataclass a module takes or gives
     if has_gpu:
         return
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed.ops
-
     deepspeed.ops.__compatible_ops__ = {}  # its CPU communication would be compiled, for half a minute
     os.environ.pop("ACCELERATE_USE_CPU", None)  # would silently turn DeepSpeed into DDP
 

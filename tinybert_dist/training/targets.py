@@ -1,5 +1,6 @@
 """Teacher logits computed once and kept, so that no epoch of the prediction step runs the teacher."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import TokenDataset
-from tinybert_dist.distill.teacher import TeacherSignals
+from tinybert_dist.distill.teacher import Teacher, TeacherSignals
 from tinybert_dist.files import fingerprint, fsync_folder, read_json, write_json
 from tinybert_dist.micro_batch import MicroBatch
-from tinybert_dist.training.evaluation import predict
+from tinybert_dist.training.evaluation import logits_of
 from tinybert_dist.training.strategy import on_main
 
 
@@ -30,18 +32,19 @@ class KeptLogits:
 
 def keep_logits(
     folder: Path,
-    teacher: Any,
+    make_teacher: Callable[[], Teacher],
+    num_classes: int,
     dataset: TokenDataset,
     collate: Collator,
     accelerator: Accelerator,
     *,
-    label_order: np.ndarray | None,
     key: dict[str, Any],
     max_tokens: int,
 ) -> KeptLogits:
     """Logits of every row from `folder`/teacher_logits.safetensors, else computed by all processes and kept.
 
-    key: fingerprints of teacher, tokenizer and data; other logits than these are computed anew. Collective.
+    make_teacher: called only when they are not there; key: fingerprints of teacher, tokenizer and data; other
+    logits than these are computed anew. Collective.
     """
     path, note, wanted = (
         folder / "teacher_logits.safetensors",
@@ -50,10 +53,14 @@ def keep_logits(
     )
     known = on_main(accelerator, lambda: path.exists() and note.exists() and read_json(note)["key"] == wanted)
     if not known:
-        teacher.to(accelerator.device).eval()
-        logits_NC = predict(teacher, dataset, collate, accelerator, max_tokens)
-        if label_order is not None:
-            logits_NC = logits_NC[:, label_order]
+        teacher = make_teacher()
+
+        def forward(batch: MicroBatch) -> Tensor:
+            logits = teacher(batch).logits
+            assert logits is not None, "a teacher without logits"
+            return logits
+
+        logits_NC = logits_of(forward, num_classes, dataset, collate, accelerator, max_tokens)
         on_main(accelerator, _write, folder, path, note, logits_NC, wanted)
     return KeptLogits(load_file(path)["logits"])
 

@@ -1,0 +1,106 @@
+"""A teacher divided over the processes: the same numbers, less memory on each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import flags, loss_difference, metrics
+from transformers import BertConfig, BertModel
+
+from tinybert_dist.models import load_tokenizer, save_model
+
+pytestmark = pytest.mark.dist
+# strategy of the student, sharding of the teacher
+COMBINATIONS = [
+    ("cpu_2_processes", "fsdp2"),
+    ("fsdp2", "fsdp2"),
+    ("deepspeed_zero2", "fsdp2"),
+    ("deepspeed_zero2_sharded_teacher", "zero3"),
+    ("deepspeed_zero3", "zero3"),
+]
+TASK = {"pred_distill": True, "eval_step": 10}
+
+
+@pytest.fixture(scope="module")
+def plain_teacher(several_runs, stages, tmp_path_factory):
+    """Both stages that run a teacher, and the one that keeps its logits, with the plain teacher."""
+    folder = tmp_path_factory.mktemp("plain_teacher")
+    several_runs("cpu_2_processes", 2, runs(stages, folder))
+    return folder
+
+
+def runs(stages, folder, **changes):
+    general = stages["general_distill"] | changes | {"output_dir": folder / "general"}
+    layers = stages["task_distill"] | changes | {"output_dir": folder / "layers"}
+    predictions = stages["task_distill"] | changes | TASK | {"output_dir": folder / "predictions"}
+    return [("general_distill", general), ("task_distill", layers), ("task_distill", predictions)]
+
+
+@pytest.mark.parametrize(("config", "sharding"), COMBINATIONS)
+def test_losses_of_the_plain_teacher(several_runs, stages, plain_teacher, tmp_path, config, sharding, capsys):
+    result = several_runs(config, 2, runs(stages, tmp_path, teacher_sharding=sharding))
+    assert result.stdout.count("processes           2 on cpu") == 3
+    for name in ("general", "layers", "predictions"):
+        difference = loss_difference(tmp_path / name, plain_teacher / name)
+        with capsys.disabled():
+            print(f"\n{config:31} teacher {sharding}  {name:11}  losses {difference:.1e}", end="")
+        assert difference <= 1e-6
+    ours, theirs = (metrics(folder / "predictions")[-1]["eval/score"] for folder in (tmp_path, plain_teacher))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def large_teacher(workspace, tmp_path_factory):
+    """Many small layers, 326 MiB: those gathered at a moment are few beside those at rest."""
+    folder = tmp_path_factory.mktemp("large") / "teacher"
+    tokenizer = load_tokenizer(workspace / "vocab")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        num_hidden_layers=48,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        max_position_embeddings=64,
+    )
+    save_model(BertModel(config), tokenizer, folder, card="random\n")
+    return folder
+
+
+def peak_memory(launch, workspace, teacher, folder, config, sharding):
+    options = {
+        "train_file_path": workspace / "corpus.txt",
+        "teacher_model": teacher,
+        "student_model": workspace / "student.json",
+        "max_seq_length": 32,
+        "train_batch_size": 4,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_step": 100,
+        "wandb_mode": "disabled",
+        "teacher_sharding": sharding,
+    }
+    script = Path(__file__).with_name("peak_memory.py")
+    launch(script, folder, *flags(options), config=config, num_processes=2)
+    return [int(path.read_text()) for path in sorted(folder.glob("peak_*.txt"))]
+
+
+def test_each_process_holds_its_share(launch, workspace, large_teacher, tmp_path, capsys, monkeypatch):
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, "65536")  # else glibc keeps what was freed, and that is measured
+    size = sum(f.stat().st_size for f in large_teacher.glob("*.safetensors"))
+    peaks = {
+        name: peak_memory(launch, workspace, large_teacher, tmp_path / name, config, sharding)
+        for name, config, sharding in (
+            ("plain", "deepspeed_zero2", "none"),
+            ("fsdp2", "deepspeed_zero2", "fsdp2"),
+            ("zero3", "deepspeed_zero2_sharded_teacher", "zero3"),
+        )
+    }
+    with capsys.disabled():
+        for name, values in peaks.items():
+            mib = ", ".join(f"{v / 2**20:.0f}" for v in values)
+            print(f"\nteacher of {size / 2**20:.0f} MiB, {name}: {mib} MiB on the two processes", end="")
+    for name in ("fsdp2", "zero3"):
+        for plain, sharded in zip(peaks["plain"], peaks[name], strict=True):
+            assert plain - sharded > 0.35 * size  # a half, less the layers gathered at the moment
