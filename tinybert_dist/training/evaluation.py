@@ -9,6 +9,7 @@ from tinybert_dist.data.batches import Collator, evaluation_batches
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.capture import classify, encode
 from tinybert_dist.distill.losses import at_least_float32
+from tinybert_dist.training.heartbeat import beat
 from tinybert_dist.training.strategy import autocast
 
 
@@ -29,12 +30,14 @@ def predict(
     for host_batch in evaluation_batches(
         dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes
     ):
+        beat("evaluate")
         batch = host_batch.to(accelerator.device)
         with autocast(accelerator):
             logits = at_least_float32(classify(model, batch, encode(model, batch).hidden[-1]))
         rows = host_batch.rows_B
         table[rows, :num_classes] += logits.double().cpu()
         table[rows, num_classes] += 1
+    beat("reduce")
     table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
     assert bool((table[:, num_classes] == 1).all()), "a row was evaluated twice or not at all"
     return table[:, :num_classes].numpy()
