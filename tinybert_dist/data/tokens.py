@@ -167,9 +167,11 @@ class _Shard:
 
 def _open_listed(folder: Path, entry: dict[str, Any], id_type: str, verify: bool) -> _Shard:
     name = PurePosixPath(entry["file"])
-    if name.is_absolute() or ".." in name.parts:
-        raise UserError(f"{folder / MANIFEST}: shard {entry['file']!r} lies outside the folder. {REBUILD}")
     path = folder / name
+    # a link may lead out of it, too
+    is_inside = path.resolve().is_relative_to(folder.resolve())
+    if name.is_absolute() or ".." in name.parts or not is_inside:
+        raise UserError(f"{folder / MANIFEST}: shard {entry['file']!r} lies outside the folder. {REBUILD}")
     if not path.is_file():
         raise UserError(f"{path}: this shard is listed in {MANIFEST} and not there. {REBUILD}")
     if (size := path.stat().st_size) != entry["bytes"]:
