@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import sha256_of
+from tinybert_dist.training import checkpoint
 from tinybert_dist.training.checkpoint import FILES, Checkpoints
 from tinybert_dist.training.trained import MOMENTS
 
@@ -161,6 +162,7 @@ def test_a_damaged_checkpoint_does_not_stop_the_saves_after_it(tmp_path, kind):
         for step in (1, 2):
             save(checkpoints, step)
         DAMAGE[kind][0](checkpoints.path(2))
+        checkpoints = Checkpoints(folder, keep=2)  # the run that resumes is another process
         save(checkpoints, following)
         assert sorted(p.name for p in folder.iterdir()) == ["step-00000001", f"step-{following:08d}"]
         assert checkpoints.newest().step == following
@@ -185,6 +187,20 @@ def test_copies_that_somebody_keeps_are_neither_read_nor_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*copies, "step-00000002"])
     shutil.rmtree(checkpoints.path(2))
     assert checkpoints.newest() is None
+
+
+def test_a_save_does_not_read_the_old_ones_again(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, "sha256_of", lambda path: (read.append(path), sha256_of(path))[1])
+    checkpoints, counts = Checkpoints(tmp_path, keep=9), []
+    for step in range(1, 9):
+        read.clear()
+        save(checkpoints, step)
+        counts.append(len(read))
+    assert counts == [2 * len(FILES)] * 8  # for the manifest, and to verify it
+    read.clear()
+    save(Checkpoints(tmp_path, keep=9), 9)
+    assert len(read) == (2 + 8) * len(FILES)
 
 
 def test_an_interrupted_save_is_not_a_checkpoint(tmp_path):

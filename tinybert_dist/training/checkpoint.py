@@ -53,6 +53,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
+        self._whole: set[Path] = set()  # found by this process: an old one is read once, not at every save
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` optimizer steps."""
@@ -158,8 +159,9 @@ class Checkpoints:
         # too, and do not count: what is kept can be resumed from
         kept = [saved]
         for folder in self._candidates():
-            if folder < saved and len(kept) < self.keep and self.problem(folder) is None:
-                kept.append(folder)
+            if folder < saved and len(kept) < self.keep:
+                kept += [folder] if folder in self._whole or self.problem(folder) is None else []
+        self._whole = set(kept)
         needed = {self.path(step) for folder in kept for step in read_json(folder / "state.json")["needs"]}
         for folder in self._candidates():
             if folder not in {*kept, *needed}:
