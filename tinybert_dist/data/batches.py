@@ -1,7 +1,9 @@
 """Samples -> micro-batches. Item s of `StepBatches` is what this rank computes in optimizer step s."""
 
+import ctypes
 import itertools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from tinybert_dist.data.order import Order, cut
 from tinybert_dist.data.tokens import Sample, TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
 
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 SAVING_S = 60  # a worker lives on this long after SIGTERM
 Layout = Literal["packed", "padded", "fixed"]
 SampleTransform = Callable[[Sample, np.random.Generator], tuple[Sample, np.ndarray]]
@@ -162,17 +165,24 @@ def _named(batches: Any, first_step: int) -> Iterator:
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise  # the worker's own error, with its traceback
-            # workers take turns
-            number = (step - first_step) % len(batches._workers)
-            raise WorkerFailed(
-                f"step {step + 1}: the batch of loader worker {number} did not come: {error}. Killed workers "
-                "are often out of memory: lower --num_workers (0: no workers), then the same command resumes."
-            ) from error
+            number = (step - first_step) % len(batches._workers)  # they take turns
+            late = f"step {step + 1}: the batch of loader worker {number} did not come. "
+            raise worker_failure(error, late) or error from error
+
+
+def worker_failure(error: Exception, what: str = "") -> WorkerFailed | None:
+    """torch's report of a dead or late worker in our words, else None. A death interrupts any code."""
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader "):
+        return None  # such as the worker's own error, which has its traceback
+    return WorkerFailed(
+        f"{what}{str(error).strip()} Killed workers are often out of memory: lower --num_workers (0: none), "
+        "then the same command resumes."
+    )
 
 
 def _serve_until_told(worker: int) -> None:
+    if sys.platform == "linux":  # one that hangs would outlive its process
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C and Slurm signal every process of the job: a worker that died of it would take the run along
     # before it has saved
     for number in (signal.SIGINT, signal.SIGUSR1):

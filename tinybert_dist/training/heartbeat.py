@@ -15,7 +15,7 @@ class Progress:
     num_steps: int = 0
     phase: str = "start"
     events: int = 0
-    at: float = field(default_factory=time.time)
+    progress_at: float = field(default_factory=time.time)
 
 
 progress = Progress()
@@ -26,5 +26,5 @@ def beat(phase: str, step: int | None = None) -> None:
     if step is not None:
         progress.step, progress.events = step, 0
         progress.num_steps += 1
-    progress.phase, progress.at = phase, time.time()
+    progress.phase, progress.progress_at = phase, time.time()
     progress.events += 1

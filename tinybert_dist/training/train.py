@@ -1,9 +1,11 @@
 """From a Job to a finished run folder: claim or resume, train, write the outputs, say how it ended."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from tinybert_dist.config import StageFailed, UserError
+from tinybert_dist.data.batches import worker_failure
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
 from tinybert_dist.training.health import StopRequest, TrainingFailed
 from tinybert_dist.training.heartbeat import beat, progress
@@ -31,50 +33,57 @@ def train(job: Job) -> dict[str, Any]:
             say(f"{job.stage}: {folder.path} is already finished (step {outcome['step']}); nothing to do")
             return outcome
         accelerator, limit_s = job.accelerator, job.options.hang_timeout_s
-        with Watchdog(folder, accelerator.process_index, accelerator.num_processes, limit_s) as watchdog:
+        with (
+            Watchdog(folder, accelerator.process_index, accelerator.num_processes, limit_s) as watchdog,
+            ExitStack() as until_recorded,
+        ):
             try:
-                return _train(job, folder, say)
+                return _train(job, folder, say, until_recorded)
             except Exception as error:
-                _fail(job, folder, watchdog, error)
+                _fail(job, folder, watchdog, worker_failure(error) or error)
                 raise
     finally:
         folder.attempt.release()
 
 
-def _train(job: Job, folder: RunFolder, say: Callable[..., None]) -> dict[str, Any]:
+def _train(
+    job: Job, folder: RunFolder, say: Callable[..., None], until_recorded: ExitStack
+) -> dict[str, Any]:
     checkpoint = _newest_checkpoint(job, folder)
     # a job that is gone while this stands there was killed as a whole
     on_main(job.accelerator, folder.end, "running", checkpoint.step if checkpoint else 0)
     job.targets = job.make_targets()
     loop = TrainingLoop(job, folder, checkpoint)
     _describe(job, loop, say)
-    # until the outcome is written: a signal that is repeated must not end the process in between
-    with StopRequest(folder.path / "STOP", job.options.max_seconds) as stop:
-        if stop_reason := loop.run(stop):
-            say(f"{job.stage}: stopped at step {loop.step} ({stop_reason}); the same command resumes")
-            return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
-        result = loop.evaluated
-        if job.keep == "best" and loop.best:
-            job.module.load_state_dict(loop.checkpoints.open(loop.best["step"]).parameters())
-            result = loop.best
-        else:
-            loop.trained.publish()
-        job.module.eval()
-        result = {"step": loop.step, **result}
-        beat("outputs")
-        job.write_outputs(folder.path, result)
-        beat("wait")
-        job.accelerator.wait_for_everyone()
-        say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
-        return on_main(job.accelerator, lambda: folder.end("finished", loop.step, result=result))
+    # signals are repeated, and launchers end what is left when one process died: not before it is recorded
+    stop = until_recorded.enter_context(StopRequest(folder.path / "STOP", job.options.max_seconds))
+    if stop_reason := loop.run(stop):
+        say(f"{job.stage}: stopped at step {loop.step} ({stop_reason}); the same command resumes")
+        return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
+    result = loop.evaluated
+    if job.keep == "best" and loop.best:
+        job.module.load_state_dict(loop.checkpoints.open(loop.best["step"]).parameters())
+        result = loop.best
+    else:
+        loop.trained.publish()
+    job.module.eval()
+    result = {"step": loop.step, **result}
+    beat("outputs")
+    job.write_outputs(folder.path, result)
+    beat("wait")
+    job.accelerator.wait_for_everyone()
+    say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
+    return on_main(job.accelerator, lambda: folder.end("finished", loop.step, result=result))
 
 
 def _fail(job: Job, folder: RunFolder, watchdog: Watchdog, error: Exception) -> None:
-    """Records who failed first; raises TrainingFailed when that was another process."""
+    """Records who failed first; raises what tells it better than what reached this process."""
     failure = watchdog.cause_of(error)
     folder.fail(failure, progress.step)
     watchdog.end_soon()
-    if failure.process != job.accelerator.process_index and not isinstance(error, (UserError, StageFailed)):
+    if isinstance(error, (UserError, StageFailed)):
+        raise error
+    if failure.process != job.accelerator.process_index:
         raise TrainingFailed(failure.reason) from error
 
 

@@ -8,7 +8,6 @@ that waits for others in a collective is a victim; the culprit is the one with t
 import contextlib
 import faulthandler
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -98,9 +97,7 @@ class Watchdog:
         while not self._stop.wait(min(PERIOD_S, self.limit_s / 5)):
             self._write()
             # from a thread of C: for a main thread that never gives the interpreter back
-            faulthandler.dump_traceback_later(
-                self._patience(progress.num_steps) + SILENT_S, exit=True, file=self._stacks
-            )
+            faulthandler.dump_traceback_later(self._patience_s() + SILENT_S, exit=True, file=self._stacks)
             if failure := self._failure() or self._stalled():
                 self._end(failure)
 
@@ -112,8 +109,6 @@ class Watchdog:
         for rank in self.neighbours:
             if self._age_s(rank) > SILENT_S and (process := self._process_of(rank)):
                 process.send_signal(signal.SIGKILL)  # the launcher would wait 30 s for one that is stopped
-        for child in multiprocessing.active_children():
-            child.kill()
         print(f"failed: {failure.reason}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -132,13 +127,9 @@ class Watchdog:
         return next((self._stall_of(rank) for rank in self.ranks if self._age_s(rank) > SILENT_S), None)
 
     def _stalled(self) -> Failure | None:
-        now = time.monotonic()
+        since = time.monotonic() - self._patience_s()
         unfinished = [rank for rank, seen in self._seen.items() if seen.beat.get("phase") != "done"]
-        late = [
-            rank
-            for rank in unfinished
-            if now - self._seen[rank].moved_at > self._patience(self._seen[rank].beat.get("num_steps", 0))
-        ]
+        late = [rank for rank in unfinished if self._seen[rank].moved_at < since]
         # one that waits while another is at work is well; when all wait, their collectives do not match
         if late and (late == unfinished or not all(self._waits(rank) for rank in late)):
             return self._stall_of(min(unfinished, key=self._least_progress))
@@ -163,8 +154,10 @@ class Watchdog:
     def _waits(self, rank: int) -> bool:
         return self._age_s(rank) <= SILENT_S and self._seen[rank].beat.get("phase") in WAITS
 
-    def _patience(self, num_steps: int) -> float:
-        return self.limit_s if num_steps > 1 else max(self.limit_s, FIRST_STEP_S)
+    def _patience_s(self) -> float:
+        # nobody begins a second step before all have done the first
+        is_first = all(seen.beat.get("num_steps", 0) < 2 for seen in self._seen.values())
+        return max(self.limit_s, FIRST_STEP_S) if is_first else self.limit_s
 
     def _age_s(self, rank: int) -> float:
         is_done = rank == self.rank or self._seen[rank].beat.get("phase") == "done"
@@ -196,9 +189,8 @@ class Watchdog:
 
     def _write(self) -> None:
         self._ticks += 1
-        times = {"progress_at": round(progress.at, 1), "alive_at": round(time.time(), 1)}
-        record = {"attempt": self.folder.attempt.token, "pid": os.getpid(), "ticks": self._ticks}
-        content = json.dumps(record | vars(progress) | times).encode().ljust(512)
+        own = {"attempt": self.folder.attempt.token, "pid": os.getpid(), "ticks": self._ticks}
+        content = json.dumps(own | vars(progress) | {"alive_at": time.time()}).encode().ljust(512)
         # over the same block, neither renamed nor synced: works on a full disk
         with contextlib.suppress(OSError):
             file = os.open(self._path(self.rank, "json"), os.O_CREAT | os.O_WRONLY, 0o666)
