@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tinybert_dist import cli
-from tinybert_dist.config import PlainWords, UserError, read_yaml
+from tinybert_dist.config import PlainWords, UserError, read_yaml, redact
 from tinybert_dist.files import read_json
 
 VARIABLE = re.compile(r"\$\{(\w*)\}")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_options(step)
         run(recipe, launcher=shlex.split(options.launcher), dry_run=options.dry_run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
 
 
@@ -98,7 +98,7 @@ def run(recipe: Recipe, launcher: Sequence[str] = (), dry_run: bool = False) -> 
     for i, step in enumerate(recipe.steps):
         command = command_of(step, launcher)
         _banner(f"{recipe.name}: {i + 1} of {len(recipe.steps)}: {step.name}", time.monotonic() - started_at)
-        print("  " + shlex.join(command), flush=True)
+        print("  " + redact(shlex.join(command)), flush=True)
         if dry_run:
             continue
         step_started_at = time.monotonic()
