@@ -1,5 +1,6 @@
 """Jobs of two processes that train until something happens to them."""
 
+import re
 import time
 from pathlib import Path
 
@@ -95,3 +96,13 @@ def _is_alive(process):
 def outcome(folder):
     """What outcome.json says."""
     return read_json(folder / "outcome.json")
+
+
+def resume(start):
+    """The same command goes on from the newest checkpoint (and stops soon)."""
+    job = start(max_seconds=0.1)
+    output, _ = job.process.communicate(timeout=60)
+    step = int(re.search(r"resuming .* from step (\d+)", output)[1])
+    assert job.process.returncode == 0 and TWO_PROCESSES in output
+    assert outcome(job.folder)["outcome"] == "interrupted" and outcome(job.folder)["step"] > step
+    return step

@@ -1,44 +1,17 @@
 """A process that dies, hangs, is stopped or computes NaN: named, everything gone, the run resumable."""
 
 import os
-import re
 import signal
 
 import psutil
 import pytest
-from jobs import FAULTY, TWO_PROCESSES, Job, arguments, outcome
+from jobs import FAULTY, TWO_PROCESSES, outcome, resume
 
 from tinybert_dist.files import sha256_of
 from tinybert_dist.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.dist
 HANG_TIMEOUT_S = 4
-
-
-@pytest.fixture
-def start(workspace, launch, tmp_path, monkeypatch):
-    """start("hang 1 3", num_workers=1): the job with this fault, in tmp_path/run."""
-    jobs = []
-
-    def begin(fault="none -1 0", **changes):
-        monkeypatch.setenv("FAULT", fault)
-        folder = tmp_path / "run"
-        jobs.append(Job(launch(FAULTY, *arguments(workspace, folder, **changes), wait=False), folder))
-        return jobs[-1]
-
-    yield begin
-    for job in jobs:
-        job.kill()
-
-
-def resume(start):
-    """The same command goes on from the newest checkpoint (and stops soon)."""
-    job = start(max_seconds=0.1)
-    output, _ = job.process.communicate(timeout=60)
-    step = int(re.search(r"resuming .* from step (\d+)", output)[1])
-    assert job.process.returncode == 0 and TWO_PROCESSES in output
-    assert outcome(job.folder)["outcome"] == "interrupted" and outcome(job.folder)["step"] > step
-    return step
 
 
 def test_a_killed_process_is_named_and_the_same_command_goes_on(start):

@@ -10,7 +10,7 @@ there are checkpoints and none verifies, the run stops instead of starting afres
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder. require_ours: raises when another job has taken the folder over."""
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, require_ours: Callable[[], None] = lambda: None):
+        self.folder, self.keep, self._require_ours = folder, keep, require_ours
         self._whole: set[Path] = set()  # found by this process: an old one is read once, not at every save
 
     def path(self, step: int) -> Path:
@@ -64,6 +64,7 @@ class Checkpoints:
 
         Raises StageFailed when it cannot be written, such as on a full disk; the earlier ones stay.
         """
+        self._require_ours()
         target = self.path(state["step"])
         if target.exists() and self.problem(target) is None:
             return target  # replayed after a fall-back: the same weights, and never a moment without them
@@ -72,6 +73,7 @@ class Checkpoints:
             for remains in self.folder.glob(".step-*"):
                 _delete(remains)  # of a process that died
             self._write(temporary, parameters, moments, state)
+            self._require_ours()  # the writing takes time
             if os.path.lexists(target):
                 _remove(target)  # a damaged one of the same step
             os.rename(temporary, target)

@@ -57,7 +57,9 @@ class TrainingLoop:
     def __init__(self, job: Job, folder: RunFolder, resumed: Checkpoint | None):
         options, accelerator = job.options, job.accelerator
         self.job, self.folder, self.options, self.accelerator = job, folder, options, accelerator
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", options.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder.path / "checkpoints", options.keep_checkpoints, folder.attempt.require_ours
+        )
         self.order = Order(len(job.dataset), options.train_batch_size, options.seed)
         self.total_steps = options.max_steps or math.ceil(
             self.order.steps_per_epoch * options.num_train_epochs
@@ -288,7 +290,6 @@ class TrainingLoop:
         }
         self.trained.publish()
         parameters, moments = self.job.module.state_dict(), self.trained.moments()
-        on_main(self.accelerator, self.folder.attempt.require_ours)
         on_main(self.accelerator, lambda: self.checkpoints.save(parameters, moments, state) and None)
         self.saved_step = self.step
 
