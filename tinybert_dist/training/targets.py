@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.teacher import TeacherSignals
-from tinybert_dist.files import fingerprint, fsync_folder, read_json, write_json
+from tinybert_dist.files import fingerprint, fsync_folder, read_json, sha256_of, write_json
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.evaluation import predict
 from tinybert_dist.training.strategy import on_main
@@ -41,21 +41,29 @@ def keep_logits(
 ) -> KeptLogits:
     """Logits of every row from `folder`/teacher_logits.safetensors, else computed by all processes and kept.
 
-    key: fingerprints of teacher, tokenizer and data; other logits than these are computed anew. Collective.
+    key: fingerprints of teacher, tokenizer and data; other logits, or damaged ones, are computed anew.
+    Collective.
     """
     path, note, wanted = (
         folder / "teacher_logits.safetensors",
         folder / "teacher_logits.json",
         fingerprint(key),
     )
-    known = on_main(accelerator, lambda: path.exists() and note.exists() and read_json(note)["key"] == wanted)
-    if not known:
+    if not on_main(accelerator, _is_whole, path, note, wanted):
         teacher.to(accelerator.device).eval()
         logits_NC = predict(teacher, dataset, collate, accelerator, max_tokens)
         if label_order is not None:
             logits_NC = logits_NC[:, label_order]
         on_main(accelerator, _write, folder, path, note, logits_NC, wanted)
     return KeptLogits(load_file(path)["logits"])
+
+
+def _is_whole(path: Path, note: Path, key: str) -> bool:
+    try:
+        written = read_json(note)
+        return written["key"] == key and written["sha256"] == sha256_of(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # none yet, or damaged
 
 
 def _write(folder: Path, path: Path, note: Path, logits_NC: np.ndarray, key: str) -> None:
@@ -66,4 +74,4 @@ def _write(folder: Path, path: Path, note: Path, logits_NC: np.ndarray, key: str
     save_file({"logits": np.ascontiguousarray(logits_NC, dtype=np.float32)}, temporary)
     temporary.replace(path)
     fsync_folder(folder)
-    write_json(note, {"key": key, "rows": len(logits_NC)})
+    write_json(note, {"key": key, "rows": len(logits_NC), "sha256": sha256_of(path)})
