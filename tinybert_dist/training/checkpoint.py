@@ -165,6 +165,7 @@ class Checkpoints:
                 kept += [folder] if folder in self._whole or self.problem(folder) is None else []
         self._whole = set(kept)
         needed = {self.path(step) for folder in kept for step in read_json(folder / "state.json")["needs"]}
+        self._require_ours()  # later checkpoints may be a newer attempt's
         for folder in self._candidates():
             if folder not in {*kept, *needed}:
                 _remove(folder)
