@@ -20,6 +20,7 @@ __all__ = [
     "StageOptions",
     "UserError",
     "parse",
+    "redact",
     "run_stage",
     "to_dict",
     "to_yaml",
@@ -100,10 +101,10 @@ def run_stage(
     try:
         return run(parse(config_class, argv))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     except StageFailed as error:
-        print(f"failed: {error}", file=sys.stderr, flush=True)
+        print(f"failed: {redact(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
 
 
@@ -124,7 +125,7 @@ def read_yaml(
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Options as plain values, with credentials inside URLs removed."""
-    return {key: _redact(value) for key, value in dataclasses.asdict(config).items()}
+    return {key: redact(value) for key, value in dataclasses.asdict(config).items()}
 
 
 def to_yaml(config: Any) -> str:
@@ -132,10 +133,11 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _redact(value: Any) -> Any:
+def redact(value: Any) -> Any:
+    """A text, or texts in a list, without credentials in URLs; other values as they are."""
     if isinstance(value, str):
         return SECRET_IN_QUERY.sub(r"\1***", SECRET_IN_URL.sub("***@", value))
-    return [_redact(item) for item in value] if isinstance(value, list) else value
+    return [redact(item) for item in value] if isinstance(value, list) else value
 
 
 def _program_name(config_class: type) -> str:

@@ -212,6 +212,19 @@ def test_the_teacher_runs_once_for_every_row_however_many_epochs(
     assert (tmp_path / "run" / "teacher_logits" / "teacher_logits.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["teacher_logits.safetensors", "teacher_logits.json"])
+def test_damaged_kept_logits_are_computed_anew(workspace, step_1, step_2, tmp_path, teacher_rows, name):
+    options = {"student_model": step_1, "pred_distill": True, "max_steps": 4, "eval_step": 2}
+    task(workspace, tmp_path / "run", max_seconds=1e-6, **options)
+    path = tmp_path / "run" / "teacher_logits" / name
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    task(workspace, tmp_path / "run", **options)
+    assert sorted(teacher_rows) == sorted([*range(160)] * 2)
+    assert losses(tmp_path / "run") == losses(step_2)
+
+
 def test_kept_logits_of_another_label_order_are_not_used(workspace, step_1, tmp_path, teacher_rows):
     """Our own message asks to correct id2label: logits kept in the wrong order must not survive it."""
     teacher = copy_model(workspace / "teacher", tmp_path / "teacher")

@@ -1,6 +1,9 @@
 """Samples -> micro-batches. Item s of `StepBatches` is what this rank computes in optimizer step s."""
 
+import ctypes
+import itertools
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,13 +12,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tinybert_dist.config import StageFailed
 from tinybert_dist.data.order import Order, cut
 from tinybert_dist.data.tokens import Sample, TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
 
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 SAVING_S = 60  # a worker lives on this long after SIGTERM
 Layout = Literal["packed", "padded", "fixed"]
 SampleTransform = Callable[[Sample, np.random.Generator], tuple[Sample, np.ndarray]]
+
+
+class WorkerFailed(StageFailed):
+    """A process that prefetches batches died or hangs."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +136,53 @@ class StepBatches(Dataset):
         ]
         return self.collate([p[0] for p in pairs], [p[1] for p in pairs])
 
-    def loader(self, first_step: int, num_steps: int, *, num_workers: int, pin_memory: bool) -> Iterator:
-        """Steps [first_step, num_steps), prefetched by workers; order and content do not depend on them."""
-        return iter(
+    def loader(
+        self, first_step: int, num_steps: int, *, num_workers: int, pin_memory: bool, timeout_s: float = 300
+    ) -> Iterator:
+        """Steps [first_step, num_steps), prefetched by workers; order and content do not depend on them.
+
+        Raises WorkerFailed when a worker dies, or needs more than timeout_s for a step.
+        """
+        batches = iter(
             DataLoader(
                 self,
                 sampler=range(first_step, num_steps),
                 batch_size=None,
                 num_workers=num_workers,
                 pin_memory=pin_memory,
-                timeout=600 if num_workers else 0,
+                timeout=timeout_s if num_workers else 0,
                 worker_init_fn=_serve_until_told if num_workers else None,
                 generator=torch.Generator(),  # else creating the iterator moves the global random state
             )
         )
+        return _named(batches, first_step) if num_workers else batches
+
+
+def _named(batches: Any, first_step: int) -> Iterator:
+    for step in itertools.count(first_step):
+        try:
+            yield next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            number = (step - first_step) % len(batches._workers)  # they take turns
+            late = f"step {step + 1}: the batch of loader worker {number} did not come. "
+            raise worker_failure(error, late) or error from error
+
+
+def worker_failure(error: Exception, what: str = "") -> WorkerFailed | None:
+    """torch's report of a dead or late worker in our words, else None. A death interrupts any code."""
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader "):
+        return None  # such as the worker's own error, which has its traceback
+    return WorkerFailed(
+        f"{what}{str(error).strip()} Killed workers are often out of memory: lower --num_workers (0: none), "
+        "then the same command resumes."
+    )
 
 
 def _serve_until_told(worker: int) -> None:
+    if sys.platform == "linux":  # one that hangs would outlive its process
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C and Slurm signal every process of the job: a worker that died of it would take the run along
     # before it has saved
     for number in (signal.SIGINT, signal.SIGUSR1):

@@ -90,4 +90,5 @@ def glue_task(name: str) -> TaskSpec:
 
 
 def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    # nothing else: a name becomes part of a path, and ../SST-2 is not SST-2
+    return "".join(character for character in name.lower() if character not in "-_ ")

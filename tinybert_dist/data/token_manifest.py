@@ -1,8 +1,10 @@
 """manifest.json of a token folder: rows, tokens, bytes and sha256 of each shard. No manifest: no dataset."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fsync_folder, read_json, write_json
@@ -48,9 +50,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         totals = tuple(sum(shard[key] for shard in manifest["shards"]) for key in ("rows", "tokens"))
         if totals != (manifest["rows"], manifest["tokens"]):
             raise UserError(f"{path}: its totals are not the sums of its shards: damaged. {REBUILD}")
-        _ = manifest["id_type"], manifest["vocab_size"], manifest["header"]
+        _ = np.dtype(manifest["id_type"]), manifest["vocab_size"], {**manifest["header"]}
         for shard in manifest["shards"]:
-            _ = shard["file"], shard["bytes"], shard["sha256"]
+            _ = PurePosixPath(shard["file"]), shard["bytes"], shard["sha256"]
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ label float64) and `manifest.json` with rows, tokens, bytes and sha256 of each s
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,10 +166,9 @@ class _Shard:
 
 
 def _open_listed(folder: Path, entry: dict[str, Any], id_type: str, verify: bool) -> _Shard:
-    name = PurePosixPath(entry["file"])
-    if name.is_absolute() or ".." in name.parts:
+    path = folder / entry["file"]
+    if not path.resolve().is_relative_to(folder.resolve()):  # by its name, or by a link
         raise UserError(f"{folder / MANIFEST}: shard {entry['file']!r} lies outside the folder. {REBUILD}")
-    path = folder / name
     if not path.is_file():
         raise UserError(f"{path}: this shard is listed in {MANIFEST} and not there. {REBUILD}")
     if (size := path.stat().st_size) != entry["bytes"]:

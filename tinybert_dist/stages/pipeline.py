@@ -17,6 +17,7 @@ import importlib
 import io
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tinybert_dist import cli
-from tinybert_dist.config import PlainWords, UserError, read_yaml
+from tinybert_dist.config import PlainWords, UserError, read_yaml, redact
 from tinybert_dist.files import read_json
 
 VARIABLE = re.compile(r"\$\{(\w*)\}")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_options(step)
         run(recipe, launcher=shlex.split(options.launcher), dry_run=options.dry_run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
 
 
@@ -98,13 +99,13 @@ def run(recipe: Recipe, launcher: Sequence[str] = (), dry_run: bool = False) -> 
     for i, step in enumerate(recipe.steps):
         command = command_of(step, launcher)
         _banner(f"{recipe.name}: {i + 1} of {len(recipe.steps)}: {step.name}", time.monotonic() - started_at)
-        print("  " + shlex.join(command), flush=True)
+        print("  " + redact(shlex.join(command)), flush=True)
         if dry_run:
             continue
         step_started_at = time.monotonic()
         code = _run_launched(command) if _is_launched(step, launcher) else _run_here(step)
         seconds[step.name] = time.monotonic() - step_started_at
-        if code != 0:
+        if code:
             print(
                 f"pipeline: stage {step.name} failed with exit code {code}. "
                 "Correct what it says above and run the same command: finished stages are not repeated.",
@@ -112,8 +113,8 @@ def run(recipe: Recipe, launcher: Sequence[str] = (), dry_run: bool = False) -> 
                 flush=True,
             )
             raise SystemExit(code)
-        if _was_interrupted(step):
-            print(f"pipeline: stage {step.name} was interrupted and saved; run the same command to go on")
+        if code is None or _was_interrupted(step):
+            print(f"pipeline: stage {step.name} was interrupted; run the same command to go on")
             return seconds
     if not dry_run:
         _summary(recipe, seconds)
@@ -145,13 +146,33 @@ def _is_launched(step: Step, launcher: Sequence[str]) -> bool:
     return bool(launcher) and step.stage in LAUNCHED_STAGES
 
 
-def _run_launched(command: Sequence[str]) -> int:
+def _run_launched(command: Sequence[str]) -> int | None:
+    """Exit code, None when asked to stop meanwhile: the request is passed on, and its save waited for."""
+    processes: list[subprocess.Popen] = []
+    asked = False
+
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        for process in processes:
+            process.send_signal(signal.SIGTERM)  # of SIGUSR1 a launcher dies
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    previous = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        return subprocess.run(command, check=False).returncode
+        with subprocess.Popen(command) as process:
+            processes.append(process)
+            if asked:
+                process.send_signal(signal.SIGTERM)
+            code = process.wait()
     except FileNotFoundError as error:
         raise UserError(
             f"--launcher: the program {command[0]!r} was not found. Activate its environment."
         ) from error
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return None if asked else code
 
 
 def _run_here(step: Step) -> int:

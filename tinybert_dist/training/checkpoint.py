@@ -2,24 +2,29 @@
 
     step-00000400/  model.safetensors  optimizer.safetensors  state.json  manifest.json (last: bytes, sha256)
 
-Written to a temporary folder, fsynced, renamed. The newest checkpoint that verifies is resumed from; damaged
-ones are named and passed over; when there are checkpoints and none verifies, the run stops instead of
-starting afresh.
+Written to a temporary folder, fsynced, renamed; removed by a rename, too: a name step-N is never half of
+something. The newest checkpoint that verifies is resumed from; damaged ones are named and passed over; when
+there are checkpoints and none verifies, the run stops instead of starting afresh.
 """
 
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tinybert_dist.config import UserError
+from tinybert_dist.config import StageFailed, UserError
 from tinybert_dist.files import fsync_folder, read_json, sha256_of, write_json
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step-\d{8,}")  # step-00000004.bak is a copy that somebody keeps: neither read nor removed
 
 
 @dataclass(frozen=True)
@@ -44,45 +49,69 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder. require_ours: raises when another job has taken the folder over."""
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, require_ours: Callable[[], None] = lambda: None):
+        self.folder, self.keep, self._require_ours = folder, keep, require_ours
+        self._whole: set[Path] = set()  # found by this process: an old one is read once, not at every save
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` optimizer steps."""
         return self.folder / f"step-{step:08d}"
 
     def save(self, parameters: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]) -> Path:
-        """Writes the checkpoint of state["step"], verifies it, then prunes. Call on one process."""
+        """Writes the checkpoint of state["step"], verifies it, then prunes. Call on one process.
+
+        Raises StageFailed when it cannot be written, such as on a full disk; the earlier ones stay.
+        """
+        self._require_ours()
         target = self.path(state["step"])
         if target.exists() and self.problem(target) is None:
             return target  # replayed after a fall-back: the same weights, and never a moment without them
         temporary = self.folder / f".{target.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(_own_memory(parameters), temporary / FILES[0])
-        save_file(_own_memory(moments), temporary / FILES[1])
-        write_json(temporary / FILES[2], state)
-        for name in FILES[:2]:
-            with open(temporary / name, "rb") as file:
-                os.fsync(file.fileno())
-        entries = {
-            n: {"bytes": (temporary / n).stat().st_size, "sha256": sha256_of(temporary / n)} for n in FILES
-        }
-        write_json(temporary / "manifest.json", {"format": 1, "files": entries})
-        if target.exists():
-            shutil.rmtree(target)  # a damaged one of the same step
-        os.rename(temporary, target)
-        fsync_folder(self.folder)
-        if problem := self.problem(target):
-            raise OSError(f"checkpoint {target.name} does not verify right after it was written: {problem}")
-        self._prune(target)
+        try:
+            for remains in self.folder.glob(".step-*"):
+                _delete(remains)  # of a process that died
+            self._write(temporary, parameters, moments, state)
+            self._require_ours()  # the writing takes time
+            if os.path.lexists(target):
+                _remove(target)  # a damaged one of the same step
+            os.rename(temporary, target)
+            fsync_folder(self.folder)
+            if problem := self.problem(target):
+                raise OSError(f"it does not verify right after it was written: {problem}")
+            self._prune(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            needed = sum(t.nbytes for tensors in (parameters, moments) for t in tensors.values())
+            free = shutil.disk_usage(self.folder.parent).free
+            raise StageFailed(
+                f"{target} could not be saved: {error}. It needs {needed:,} bytes, {free:,} are free. The "
+                "checkpoints before it are as they were; "
+                "make room (or lower --keep_checkpoints), then the same command resumes."
+            ) from error
         return target
+
+    def _write(
+        self,
+        folder: Path,
+        parameters: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        state: dict[str, Any],
+    ) -> None:
+        folder.mkdir(parents=True)
+        save_file(_own_memory(parameters), folder / FILES[0])
+        save_file(_own_memory(moments), folder / FILES[1])
+        for name in FILES[:2]:
+            with open(folder / name, "rb") as file:
+                os.fsync(file.fileno())
+        write_json(folder / FILES[2], state)
+        entries = {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in FILES}
+        write_json(folder / MANIFEST, {"format": 1, "files": entries})
 
     def newest(self, report=print) -> Checkpoint | None:
         """The newest that verifies, None when there is none at all; `report` is told of damaged ones."""
-        candidates = sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
+        candidates = self._candidates()
         for folder in candidates:
             problem = self.problem(folder)
             if problem is None:
@@ -104,43 +133,75 @@ class Checkpoints:
     def problem(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint, or None; it is not whole without the checkpoints it needs."""
         try:
-            manifest = read_json(folder / "manifest.json")["files"]
-            for name in FILES:
-                if problem := _file_problem(folder / name, manifest[name]):
-                    return problem
-            state = read_json(folder / "state.json")
-            if folder.name != self.path(state["step"]).name:
-                return f"it holds step {state['step']}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return next(self._problems(folder), None)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             return f"{type(error).__name__}: {error}"
+
+    def _problems(self, folder: Path) -> Iterator[str]:
+        for path in (folder, *(folder / name for name in (*FILES, MANIFEST))):
+            if path.is_symlink():
+                yield f"{path.name} is a link"
+        manifest = read_json(folder / MANIFEST)["files"]
+        for name in FILES:
+            yield from _file_problems(folder / name, manifest[name])
+        state = read_json(folder / "state.json")
+        if folder.name != self.path(state["step"]).name:
+            yield f"it holds step {state['step']}"
+        yield from _tensor_problems(folder)
         for step in state["needs"]:
-            if step != state["step"] and (problem := self.problem(self.path(step))):
-                return f"its best checkpoint, step {step}: {problem}"
-        return None
+            if step < state["step"] and (problem := self.problem(self.path(step))):
+                yield f"its best checkpoint, step {step}: {problem}"
+
+    def _candidates(self) -> list[Path]:
+        # newest first
+        return sorted((p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name)), reverse=True)
 
     def _prune(self, saved: Path) -> None:
-        # those after the one just saved are damaged: the resumed run passed over them
-        needs = {folder: _needs(folder) for folder in sorted(self.folder.glob("step-*")) if folder <= saved}
-        readable = [folder for folder, steps in needs.items() if steps is not None]
-        kept = set(readable[-self.keep :])
-        kept |= {self.path(step) for folder in kept for step in needs[folder] or ()}
-        for folder in set(self.folder.glob("step-*")) - kept:
-            shutil.rmtree(folder)
+        # those after the one just saved are damaged: the resumed run passed over them. Others may be damaged,
+        # too, and do not count: what is kept can be resumed from
+        kept = [saved]
+        for folder in self._candidates():
+            if folder < saved and len(kept) < self.keep:
+                kept += [folder] if folder in self._whole or self.problem(folder) is None else []
+        self._whole = set(kept)
+        needed = {self.path(step) for folder in kept for step in read_json(folder / "state.json")["needs"]}
+        self._require_ours()  # later checkpoints may be a newer attempt's
+        for folder in self._candidates():
+            if folder not in {*kept, *needed}:
+                _remove(folder)
 
 
-def _needs(folder: Path) -> list[int] | None:
-    try:
-        return read_json(folder / "state.json")["needs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _remove(folder: Path) -> None:
+    doomed = folder.with_name(f".{folder.name}.removed")
+    os.rename(folder, doomed)
+    _delete(doomed)
 
 
-def _file_problem(path: Path, entry: dict[str, Any]) -> str | None:
-    if path.is_symlink() or not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{path.name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-    return None if sha256_of(path) == entry["sha256"] else f"{path.name} does not match its sha256"
+def _delete(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def _file_problems(path: Path, entry: dict[str, Any]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path.name} is missing"
+    elif path.stat().st_size != entry["bytes"]:
+        yield f"{path.name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+    elif sha256_of(path) != entry["sha256"]:
+        yield f"{path.name} does not match its sha256"
+
+
+def _tensor_problems(folder: Path) -> Iterator[str]:
+    # the manifest may agree with the files and the files still not with one another
+    with safe_open(folder / FILES[0], "pt") as model, safe_open(folder / FILES[1], "pt") as optimizer:
+        names, moments = set(model.keys()), set(optimizer.keys())
+    kinds, trained = ({name.partition(".")[i] for name in moments} for i in (0, 2))
+    complete = {f"{kind}.{name}" for kind in kinds for name in trained}
+    for file, missing in ((FILES[0], trained - names), (FILES[1], complete - moments)):
+        if missing:
+            yield f"{file} lacks {min(missing)}"
 
 
 def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.capture import classify, encode
 from tinybert_dist.distill.losses import at_least_float32
 from tinybert_dist.micro_batch import MicroBatch
+from tinybert_dist.training.heartbeat import beat
 from tinybert_dist.training.strategy import autocast
 
 
@@ -50,6 +51,7 @@ def logits_of(
     for host_batch in evaluation_batches(
         dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes
     ):
+        beat("evaluate")
         batch = host_batch.to(accelerator.device)
         with autocast(accelerator):
             logits = forward(batch)
@@ -58,6 +60,7 @@ def logits_of(
         rows = host_batch.rows_B
         table[rows, :num_classes] += logits.double().cpu()
         table[rows, num_classes] += 1
+    beat("reduce")
     table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
     assert bool((table[:, num_classes] == 1).all()), "a row was evaluated twice or not at all"
     return table[:, :num_classes].numpy()

@@ -1,6 +1,7 @@
 """Is the run well: stop requests, equality of weights across processes, finite numbers."""
 
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,14 +14,26 @@ from accelerate.utils import broadcast, gather
 from torch import Tensor
 
 from tinybert_dist.config import StageFailed
+from tinybert_dist.training.heartbeat import beat
+
+LAUNCHER = os.getppid()  # of a process started by a launcher; another one as soon as that is gone
+LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 class TrainingFailed(StageFailed):
-    """The run cannot go on; the message says why and what to do."""
+    """The run cannot go on; the message says why and what to do.
+
+    process: where it failed first, None for this one. resumable: the same command can go on.
+    """
+
+    def __init__(self, message: str, *, process: int | None = None, resumable: bool = True):
+        super().__init__(message)
+        self.process, self.resumable = process, resumable
 
 
 class StopRequest:
-    """True once this process was asked to stop: SIGTERM, SIGUSR1, SIGINT, a file STOP, or the time limit.
+    """True once this process was asked to stop: SIGTERM, SIGUSR1, SIGINT, a file STOP, the time limit, or a
+    launcher that died (of SIGUSR1 it always does, and one of a single process passes no signal on).
 
     The loop agrees on it across processes at the step boundary, saves, and ends as interrupted.
     """
@@ -49,6 +62,8 @@ class StopRequest:
             self.reason = "max_seconds"
         if not self.reason and self.stop_file.exists():
             self.reason = f"file {self.stop_file.name}"
+        if not self.reason and LAUNCHED and os.getppid() != LAUNCHER:
+            self.reason = "the launcher is gone"
         return bool(self.reason)
 
 
@@ -61,6 +76,7 @@ def check_equal_weights(accelerator: Accelerator, whole: list[tuple[str, Tensor]
     if accelerator.num_processes == 1 or not whole:
         return
     # the bits as integers: their sum is exact, so one differing bit shows
+    beat("reduce")
     sums = torch.stack([p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in whole])
     differs = (sums != broadcast(sums.clone())).to(torch.int64)
     by_rank = gather(differs.unsqueeze(0)).cpu()
@@ -69,7 +85,9 @@ def check_equal_weights(accelerator: Accelerator, whole: list[tuple[str, Tensor]
         raise TrainingFailed(
             f"after step {step} parameter {whole[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of "
             f"process {rank} differs from process 0: gradients were not synchronised. Every trained module "
-            "must be called through the wrapper that accelerator.prepare returned."
+            "must be called through the wrapper that accelerator.prepare returned.",
+            process=rank,
+            resumable=False,
         )
 
 
@@ -83,7 +101,9 @@ def check_gradients_arrive(moments: dict[str, Tensor], reached: list[str]) -> No
         raise TrainingFailed(
             f"the first step gave no gradient to {missing[0]} (and {len(missing) - 1} more), though the loss "
             "depends on it. Every trained module must be called through the wrapper that accelerator.prepare "
-            "returned."
+            "returned.",
+            process=0,
+            resumable=False,
         )
 
 
@@ -95,5 +115,7 @@ def check_finite(losses: dict[str, float], grad_norm: float, bad_ranks: list[int
         raise TrainingFailed(
             f"step {step}: loss or gradient is not finite ({', '.join(bad_terms) or 'gradient norm'}){where}."
             " The weights are as they were before this step. Start again in another --output_dir with a "
-            "lower --learning_rate or --max_grad_norm, or with --mixed_precision no."
+            "lower --learning_rate or --max_grad_norm, or with --mixed_precision no.",
+            process=bad_ranks[0] if bad_ranks else 0,
+            resumable=False,
         )

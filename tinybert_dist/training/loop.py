@@ -25,6 +25,7 @@ from tinybert_dist.training.health import (
     check_finite,
     check_gradients_arrive,
 )
+from tinybert_dist.training.heartbeat import beat
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.progress import ProgressLine
 from tinybert_dist.training.run_folder import RunFolder
@@ -56,7 +57,9 @@ class TrainingLoop:
     def __init__(self, job: Job, folder: RunFolder, resumed: Checkpoint | None):
         options, accelerator = job.options, job.accelerator
         self.job, self.folder, self.options, self.accelerator = job, folder, options, accelerator
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", options.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder.path / "checkpoints", options.keep_checkpoints, folder.attempt.require_ours
+        )
         self.order = Order(len(job.dataset), options.train_batch_size, options.seed)
         self.total_steps = options.max_steps or math.ceil(
             self.order.steps_per_epoch * options.num_train_epochs
@@ -101,7 +104,7 @@ class TrainingLoop:
             self.job.transform,
         )
 
-    def run(self) -> str:
+    def run(self, stop: StopRequest) -> str:
         """Returns "" when all steps are done, else the reason of the stop."""
         options, accelerator = self.options, self.accelerator
         tracker = Tracker(
@@ -121,35 +124,37 @@ class TrainingLoop:
             self.step,
             self.total_steps,
             num_workers=options.num_workers,
+            timeout_s=options.hang_timeout_s / 2,  # the worker is named before this process is
             pin_memory=accelerator.device.type == "cuda",
         )
         stop_reason, window = "", Window()
-        with StopRequest(self.folder.path / "STOP", options.max_seconds) as stop:
-            while self.step < self.total_steps and not stop_reason:
-                waiting_since = time.perf_counter()
-                micro_batches = next(loader)
-                window.wait_s += time.perf_counter() - waiting_since
-                stop_ranks = self._optimizer_step(micro_batches, window, bool(stop))
-                self.step += 1
-                last = self.step == self.total_steps
-                if self.step == 1:
-                    check_gradients_arrive(self.trained.moments(), self.reached)
-                if self.step == 1 or self.step % options.checksum_step == 0:
-                    check_equal_weights(accelerator, self.trained.whole_parameters(), self.step)
-                values = {}
-                if self.step == 1 or self.step % options.logging_steps == 0 or last:
-                    values = self._values(window)
-                    window = Window()
-                if self.job.evaluate and (self.step % self.eval_step == 0 or last):
-                    values |= {f"eval/{k}": v for k, v in self._evaluate().items()}
-                    window.started_at = time.perf_counter()
-                if values:
-                    tracker.log(self.step, values)
-                    progress.update(self.step, values)
-                if stop_ranks and not last:
-                    stop_reason = stop.reason or f"asked on process {stop_ranks[0]}"
-                if self.step % self.save_step == 0 or last or stop_reason:
-                    self.save()
+        while self.step < self.total_steps and not stop_reason:
+            waiting_since = time.perf_counter()
+            beat("fetch", self.step + 1)
+            micro_batches = next(loader)
+            window.wait_s += time.perf_counter() - waiting_since
+            stop_ranks = self._optimizer_step(micro_batches, window, bool(stop))
+            self.step += 1
+            last = self.step == self.total_steps
+            if self.step == 1:
+                check_gradients_arrive(self.trained.moments(), self.reached)
+            if self.step == 1 or self.step % options.checksum_step == 0:
+                check_equal_weights(accelerator, self.trained.whole_parameters(), self.step)
+            values = {}
+            if self.step == 1 or self.step % options.logging_steps == 0 or last:
+                values = self._values(window)
+                window = Window()
+            if self.job.evaluate and (self.step % self.eval_step == 0 or last):
+                values |= {f"eval/{k}": v for k, v in self._evaluate().items()}
+                window.started_at = time.perf_counter()
+            if values:
+                beat("log")
+                tracker.log(self.step, values)
+                progress.update(self.step, values)
+            if stop_ranks and not last:
+                stop_reason = stop.reason or f"asked on process {stop_ranks[0]}"
+            if self.step % self.save_step == 0 or last or stop_reason:
+                self.save()
         progress.finish()
         tracker.summary({"step": self.step, **{f"best/{k}": v for k, v in (self.best or {}).items()}})
         tracker.finish()
@@ -164,6 +169,7 @@ class TrainingLoop:
         loss_sums = torch.zeros(len(job.module.term_weights), dtype=torch.float64, device=device)
         for i, (index, host_batch) in enumerate(micro_batches):
             batch = host_batch.to(device)
+            beat("forward")
             targets = job.targets(batch)
             torch.manual_seed(draw_seed(self.options.seed, self.step, index))  # dropout, whatever the process
             is_last = i == len(micro_batches) - 1
@@ -174,12 +180,15 @@ class TrainingLoop:
                     [sums[t] / totals[groups.index(t.split("/")[0])] for t in job.module.term_weights]
                 )
                 loss = (terms * weight) @ terms.new_tensor(list(job.module.term_weights.values()))
+                beat("backward")
                 # times the processes: undoes the wrapper's mean over them
                 self.trained.backward(loss * accelerator.num_processes)
             loss_sums += terms.detach().double() * weight
+        beat("reduce")
         grad_norm = self.trained.gradient_norm()
         losses, bad_ranks, stop_ranks = self._agree(loss_sums, stop)
         check_finite(losses, grad_norm, bad_ranks, self.step + 1)
+        beat("optimize")
         self.rate = self._learning_rate()
         self.trained.step(grad_norm, self.rate)
         self._count(window, losses, grad_norm, totals)
@@ -207,6 +216,7 @@ class TrainingLoop:
             }
             for group, count in own.items():
                 counts[group] += share * count
+        beat("reduce")
         values = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.accelerator.device)
         return list(counts), self.accelerator.reduce(values, "sum").clamp(min=1)
 
@@ -268,6 +278,7 @@ class TrainingLoop:
         """Checkpoint of the current step, once."""
         if self.saved_step == self.step:
             return
+        beat("save")
         state: dict[str, Any] = {
             "step": self.step,
             "best": self.best,

@@ -62,6 +62,10 @@ class TrainingOptions(StageOptions):
     max_seconds: float | None = HfArg(
         default=None, help="save and stop (resumable) after this many seconds of training"
     )
+    hang_timeout_s: float = HfArg(
+        default=600.0,
+        help="seconds without progress after which a hanging process is named and the job ended (resumable)",
+    )
     continue_train: bool = HfArg(default=False, help="accepted for old command lines: resuming is automatic")
     wandb_mode: str = HfArg(
         default="auto",
@@ -92,6 +96,8 @@ class TrainingOptions(StageOptions):
             raise UserError(f"--warmup_proportion {self.warmup_proportion}: must lie between 0 and 1")
         if self.learning_rate <= 0 or self.num_train_epochs <= 0:
             raise UserError("--learning_rate and --num_train_epochs must be greater than 0")
+        if self.hang_timeout_s <= 0:
+            raise UserError(f"--hang_timeout_s {self.hang_timeout_s}: must be greater than 0")
         if self.gradient_accumulation_steps > self.train_batch_size:
             raise UserError(
                 f"--gradient_accumulation_steps {self.gradient_accumulation_steps} is more than "
@@ -103,6 +109,6 @@ class TrainingOptions(StageOptions):
 # Options that do not change the numbers a run computes: they may differ when it is resumed.
 OPERATIONAL = {
     "output_dir", "dry_run", "num_workers", "logging_steps", "save_step", "checksum_step", "keep_checkpoints",
-    "eval_batch_size", "max_seconds", "continue_train", "wandb_mode", "wandb_project", "run_group",
-    "teacher_sharding",
+    "eval_batch_size", "max_seconds", "hang_timeout_s", "continue_train", "wandb_mode", "wandb_project",
+    "run_group", "teacher_sharding",
 }  # fmt: skip

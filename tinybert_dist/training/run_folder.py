@@ -1,16 +1,30 @@
 """The run folder: whose it is, whether to start, resume or leave it alone, and how the last attempt ended.
 
 config.yaml  run.json (identity)  metrics.jsonl  checkpoints/  outcome.json  + the finished model
+attempt.json  attempt.lock  heartbeats/
 """
 
+import os
+import shutil
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinybert_dist.config import UserError, to_dict, to_yaml
 from tinybert_dist.files import read_json, write_atomic, write_json
+from tinybert_dist.training.attempt import LOCK, Attempt, Superseded
 from tinybert_dist.training.options import OPERATIONAL
 
-PREPARED = {"tokens", "pretrained", "teacher_logits"}  # made by the same command before the run itself starts
+# made by the same command before the run itself starts
+PREPARED = {"tokens", "pretrained", "teacher_logits", LOCK}
+
+
+class Failure(NamedTuple):
+    """Which process failed first and why; whether the same command can go on from the newest checkpoint."""
+
+    process: int
+    reason: str
+    resumable: bool = True
 
 
 def refuse_strangers_folder(path: str | Path) -> None:
@@ -33,20 +47,32 @@ class RunFolder:
 
     def __init__(self, path: str | Path, stage: str, config: Any, inputs: dict[str, Any]):
         self.path = Path(path)
+        self.heartbeats = self.path / "heartbeats"
+        self._first_failure = self.heartbeats / "first_failure"
+        self.attempt = Attempt(self.path)
         options = {k: v for k, v in to_dict(config).items() if k not in OPERATIONAL and k not in inputs}
         self.identity = {"stage": stage, **options, **inputs}
         self.config = config
 
-    def claim(self) -> None:
-        """Makes the folder this run's, or raises UserError if it is another's. Call on one process."""
+    def claim(self) -> str:
+        """Makes the folder this job's until `attempt.release`; returns the attempt's token. Main process.
+
+        Raises UserError when it is another run's, or another job is at work in it.
+        """
         owner = self.path / "run.json"
         if owner.exists():
             self._require_same(read_json(owner)["identity"])
         else:
             refuse_strangers_folder(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.attempt.lock()
+        if owner.exists():
+            self._require_same(read_json(owner)["identity"])  # perhaps made while this one waited
+        else:
             write_json(owner, {"identity": self.identity})
         write_atomic(self.path / "config.yaml", to_yaml(self.config))
+        shutil.rmtree(self.heartbeats, ignore_errors=True)
+        return self.attempt.take_over()
 
     def _require_same(self, other: dict[str, Any]) -> None:
         keys = [k for k in {**other, **self.identity} if other.get(k) != self.identity.get(k)]
@@ -63,8 +89,41 @@ class RunFolder:
         outcome = read_json(path) if path.exists() else {}
         return outcome if outcome.get("outcome") == "finished" else None
 
-    def end(self, outcome: str, step: int, reason: str = "", **facts: Any) -> dict[str, Any]:
-        """Writes outcome.json: "finished", "interrupted" (resumable) or "failed", with the reason."""
-        record = {"outcome": outcome, "step": step, "reason": reason, **facts}
+    def end(
+        self, outcome: str, step: int, reason: str = "", failure: Failure | None = None, **facts: Any
+    ) -> dict[str, Any]:
+        """Writes outcome.json: "running", "finished", "interrupted" or "failed", with the reason.
+
+        Raises Superseded, writing nothing, when a newer attempt has the folder.
+        """
+        self.attempt.require_ours()
+        record = {
+            "outcome": outcome,
+            "resumable": failure.resumable if failure else outcome != "finished",
+            "step": step,
+            "reason": reason,
+            "first_failing_process": failure.process if failure else None,
+            **facts,
+        }
         write_json(self.path / "outcome.json", record)
         return record
+
+    def fail(self, failure: Failure, step: int) -> None:
+        """Records a failure; any process may, and the first one wins: later ones are its consequences."""
+        try:
+            self.attempt.require_ours()
+            os.close(os.open(self._first_failure, os.O_CREAT | os.O_EXCL))
+            self.end("failed", step, failure.reason, failure)
+        except FileExistsError:
+            pass
+        except (OSError, Superseded) as error:  # must not hide what it should tell
+            print(f"outcome.json was not written: {error}", file=sys.stderr)
+
+    def failure(self) -> Failure | None:
+        """What a process of this attempt has recorded."""
+        if not self._first_failure.exists():
+            return None
+        record = read_json(self.path / "outcome.json")
+        if record["outcome"] != "failed":
+            return None  # it is just being written
+        return Failure(record["first_failing_process"], record["reason"], record["resumable"])

@@ -22,6 +22,7 @@ from accelerate.utils import (
 )
 
 from tinybert_dist.config import UserError
+from tinybert_dist.training.heartbeat import beat
 
 ResultT = TypeVar("ResultT")
 
@@ -123,7 +124,9 @@ def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *argumen
         try:
             outcome[0] = function(*arguments)
         except Exception as error:  # whatever it is, the others must not wait for a result
+            error.process = 0  # type: ignore[attr-defined]
             outcome[1] = error
+    beat("wait")
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]

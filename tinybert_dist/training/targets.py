@@ -13,7 +13,7 @@ from torch import Tensor
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.teacher import Teacher, TeacherSignals
-from tinybert_dist.files import fingerprint, fsync_folder, read_json, write_json
+from tinybert_dist.files import fingerprint, fsync_folder, read_json, sha256_of, write_json
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.evaluation import logits_of
 from tinybert_dist.training.strategy import on_main
@@ -44,15 +44,14 @@ def keep_logits(
     """Logits of every row from `folder`/teacher_logits.safetensors, else computed by all processes and kept.
 
     make_teacher: called only when they are not there; key: fingerprints of teacher, tokenizer and data; other
-    logits than these are computed anew. Collective.
+    logits than these, or damaged ones, are computed anew. Collective.
     """
     path, note, wanted = (
         folder / "teacher_logits.safetensors",
         folder / "teacher_logits.json",
         fingerprint(key),
     )
-    known = on_main(accelerator, lambda: path.exists() and note.exists() and read_json(note)["key"] == wanted)
-    if not known:
+    if not on_main(accelerator, _is_whole, path, note, wanted):
         teacher = make_teacher()
 
         def forward(batch: MicroBatch) -> Tensor:
@@ -65,6 +64,14 @@ def keep_logits(
     return KeptLogits(load_file(path)["logits"])
 
 
+def _is_whole(path: Path, note: Path, key: str) -> bool:
+    try:
+        written = read_json(note)
+        return written["key"] == key and written["sha256"] == sha256_of(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # none yet, or damaged
+
+
 def _write(folder: Path, path: Path, note: Path, logits_NC: np.ndarray, key: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     note.unlink(missing_ok=True)
@@ -73,4 +80,4 @@ def _write(folder: Path, path: Path, note: Path, logits_NC: np.ndarray, key: str
     save_file({"logits": np.ascontiguousarray(logits_NC, dtype=np.float32)}, temporary)
     temporary.replace(path)
     fsync_folder(folder)
-    write_json(note, {"key": key, "rows": len(logits_NC)})
+    write_json(note, {"key": key, "rows": len(logits_NC), "sha256": sha256_of(path)})

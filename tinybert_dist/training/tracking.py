@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinybert_dist.config import UserError
+from tinybert_dist.config import UserError, redact
 from tinybert_dist.files import write_atomic
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -164,8 +164,8 @@ def _start_run(
 
     def start(mode: Any) -> Any:
         return wandb.init(
-            project=project or os.environ.get("WANDB_PROJECT") or "tinybert_dist",
-            group=group,
+            project=redact(project or os.environ.get("WANDB_PROJECT") or "tinybert_dist"),
+            group=redact(group),
             job_type=stage,
             name=f"{stage}-{folder.name}",
             id=run_id,

@@ -1,13 +1,19 @@
 """From a Job to a finished run folder: claim or resume, train, write the outputs, say how it ended."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+from tinybert_dist.config import StageFailed, UserError
+from tinybert_dist.data.batches import worker_failure
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
-from tinybert_dist.training.health import TrainingFailed
+from tinybert_dist.training.health import StopRequest, TrainingFailed
+from tinybert_dist.training.heartbeat import beat, progress
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.loop import TrainingLoop
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.strategy import on_main, strategy_name
+from tinybert_dist.training.watchdog import Watchdog
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -21,20 +27,37 @@ def train(job: Job) -> dict[str, Any]:
         job.targets = job.make_targets()
         _describe(job, TrainingLoop(job, folder, None), say)
         return {"outcome": "dry_run"}
-    on_main(job.accelerator, folder.claim)
-    if outcome := on_main(job.accelerator, folder.finished):
-        say(f"{job.stage}: {folder.path} is already finished (step {outcome['step']}); nothing to do")
-        return outcome
-    job.targets = job.make_targets()
-    loop = TrainingLoop(job, folder, _newest_checkpoint(job, folder))
-    _describe(job, loop, say)
     try:
-        stop_reason = loop.run()
-    except TrainingFailed as error:
-        if job.accelerator.is_main_process:
-            folder.end("failed", loop.step, str(error))
-        raise
-    if stop_reason:
+        folder.attempt.token = on_main(job.accelerator, folder.claim)
+        if outcome := on_main(job.accelerator, folder.finished):
+            say(f"{job.stage}: {folder.path} is already finished (step {outcome['step']}); nothing to do")
+            return outcome
+        accelerator, limit_s = job.accelerator, job.options.hang_timeout_s
+        with (
+            Watchdog(folder, accelerator.process_index, accelerator.num_processes, limit_s) as watchdog,
+            ExitStack() as until_recorded,
+        ):
+            try:
+                return _train(job, folder, say, until_recorded)
+            except Exception as error:
+                _fail(job, folder, watchdog, worker_failure(error) or error)
+                raise
+    finally:
+        folder.attempt.release()
+
+
+def _train(
+    job: Job, folder: RunFolder, say: Callable[..., None], until_recorded: ExitStack
+) -> dict[str, Any]:
+    checkpoint = _newest_checkpoint(job, folder)
+    # a job that is gone while this stands there was killed as a whole
+    on_main(job.accelerator, folder.end, "running", checkpoint.step if checkpoint else 0)
+    job.targets = job.make_targets()
+    loop = TrainingLoop(job, folder, checkpoint)
+    _describe(job, loop, say)
+    # signals are repeated, and launchers end what is left when one process died: not before it is recorded
+    stop = until_recorded.enter_context(StopRequest(folder.path / "STOP", job.options.max_seconds))
+    if stop_reason := loop.run(stop):
         say(f"{job.stage}: stopped at step {loop.step} ({stop_reason}); the same command resumes")
         return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
     result = loop.evaluated
@@ -45,10 +68,23 @@ def train(job: Job) -> dict[str, Any]:
         loop.trained.publish()
     job.module.eval()
     result = {"step": loop.step, **result}
+    beat("outputs")
     job.write_outputs(folder.path, result)
+    beat("wait")
     job.accelerator.wait_for_everyone()
     say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
-    return on_main(job.accelerator, lambda: folder.end("finished", loop.step, "", result=result))
+    return on_main(job.accelerator, lambda: folder.end("finished", loop.step, result=result))
+
+
+def _fail(job: Job, folder: RunFolder, watchdog: Watchdog, error: Exception) -> None:
+    """Records who failed first; raises what tells it better than what reached this process."""
+    failure = watchdog.cause_of(error)
+    folder.fail(failure, progress.step)
+    watchdog.end_soon()
+    if isinstance(error, (UserError, StageFailed)):
+        raise error
+    if failure.process != job.accelerator.process_index:
+        raise TrainingFailed(failure.reason) from error
 
 
 def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:

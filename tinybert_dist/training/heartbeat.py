@@ -1,0 +1,30 @@
+"""What this process is doing, noted by one-line calls wherever it makes progress."""
+
+import time
+from dataclasses import dataclass, field
+
+# phases in which a process may be waiting for the others: never the culprit while another is at work
+WAITS = {"backward", "reduce", "wait"}
+
+
+@dataclass
+class Progress:
+    """Of one attempt. `events` counts within a step: an evaluation gives processes unequal numbers."""
+
+    step: int = 0
+    num_steps: int = 0
+    phase: str = "start"
+    events: int = 0
+    progress_at: float = field(default_factory=time.time)
+
+
+progress = Progress()
+
+
+def beat(phase: str, step: int | None = None) -> None:
+    """This process enters `phase`; `step` is given at the beginning of an optimizer step. Costs 0.3 us."""
+    if step is not None:
+        progress.step, progress.events = step, 0
+        progress.num_steps += 1
+    progress.phase, progress.progress_at = phase, time.time()
+    progress.events += 1
