@@ -30,11 +30,15 @@ PROJECTION_KEY = re.compile(r"^fit_dense(s\.\d+)?\.(weight|bias)$")
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 STEP_FILE = re.compile(r"^step_(\d+)_pytorch_model\.bin$")
 BERT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+REMOTE_CODE = ["auto_map", "custom_pipelines", "trust_remote_code"]
 # remote code, machine paths, and the leftovers of the original configs: none may reach a saved folder
 DROPPED_KEYS = (
-    "auto_map _name_or_path torch_dtype dtype transformers_version attn_implementation _attn_implementation "
-    "_attn_implementation_internal pre_trained training structure cell emb_size"
-).split()
+    REMOTE_CODE
+    + (
+        "_name_or_path torch_dtype dtype transformers_version attn_implementation _attn_implementation "
+        "_attn_implementation_internal pre_trained training structure cell emb_size"
+    ).split()
+)
 
 
 def model_folder(path: str | Path) -> Path:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fsync_folder, write_json
-from tinybert_dist.model_files import DROPPED_KEYS, INCOMING
+from tinybert_dist.model_files import DROPPED_KEYS, INCOMING, REMOTE_CODE
 
 # says nothing about the tokenizer, but where it once came from
 TOKENIZER_NOISE = (
@@ -62,6 +62,7 @@ def save_model(
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in projections.items()}
         save_file(tensors, staged / "projections.safetensors", metadata={"format": "pt"})
     for file in staged.iterdir():
+        shutil.copymode(staged / "config.json", file)  # safetensors makes files that only their owner reads
         _fsync(file)
     fsync_folder(staged)
     staged.rename(folder / INCOMING)  # from here on the new model is the one that counts
@@ -130,7 +131,7 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, staged: Path) -> None:
     values = json.loads(file.read_text(encoding="utf-8"))
     write_json(
         file,
-        {key: value for key, value in values.items() if key not in TOKENIZER_NOISE and key != "auto_map"},
+        {key: value for key, value in values.items() if key not in (*TOKENIZER_NOISE, *REMOTE_CODE)},
     )
 
 
