@@ -9,7 +9,6 @@ resumed run repeats an undisturbed one.
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,22 +32,10 @@ from tinybert_dist.training.schedule import learning_rate_at
 from tinybert_dist.training.strategy import autocast, on_main
 from tinybert_dist.training.tracking import Tracker
 from tinybert_dist.training.trained import wrap
+from tinybert_dist.training.window import Window
 
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
 PADDED_PIECES = 8
-
-
-@dataclass
-class Window:
-    """Sums since the last logged step."""
-
-    steps: int = 0
-    losses: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    grad_norm: float = 0.0
-    tokens: float = 0.0
-    computed_tokens: float = 0.0
-    wait_s: float = 0.0
-    started_at: float = field(default_factory=time.perf_counter)
 
 
 class TrainingLoop:
@@ -127,7 +114,7 @@ class TrainingLoop:
             timeout_s=options.hang_timeout_s / 2,  # the worker is named before this process is
             pin_memory=accelerator.device.type == "cuda",
         )
-        stop_reason, window = "", Window()
+        stop_reason, window = "", Window(self.job.module.term_weights)
         while self.step < self.total_steps and not stop_reason:
             waiting_since = time.perf_counter()
             beat("fetch", self.step + 1)
@@ -142,8 +129,8 @@ class TrainingLoop:
                 check_equal_weights(accelerator, self.trained.whole_parameters(), self.step)
             values = {}
             if self.step == 1 or self.step % options.logging_steps == 0 or last:
-                values = self._values(window)
-                window = Window()
+                values = self._progress() | window.values()
+                window = Window(self.job.module.term_weights)
             if self.job.evaluate and (self.step % self.eval_step == 0 or last):
                 values |= {f"eval/{k}": v for k, v in self._evaluate().items()}
                 window.started_at = time.perf_counter()
@@ -191,8 +178,14 @@ class TrainingLoop:
         beat("optimize")
         self.rate = self._learning_rate()
         self.trained.step(grad_norm, self.rate)
-        self._count(window, losses, grad_norm, totals)
+        window.add(losses, grad_norm, *totals[-2:].tolist())
         return stop_ranks
+
+    def _progress(self) -> dict[str, float]:
+        values = {"epoch": self.step / self.order.steps_per_epoch, "learning_rate": self.rate}
+        if self.accelerator.device.type == "cuda":
+            values["throughput/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return values
 
     def _learning_rate(self) -> float:
         options = self.options
@@ -234,34 +227,6 @@ class TrainingLoop:
             [rank for rank, flag in enumerate(bad) if flag],
             [rank for rank, flag in enumerate(stopped) if flag],
         )
-
-    def _count(self, window: Window, losses: dict[str, float], grad_norm: float, totals: Tensor) -> None:
-        window.steps += 1
-        window.grad_norm += grad_norm
-        window.tokens += float(totals[-2])
-        window.computed_tokens += float(totals[-1])
-        for term, value in losses.items():
-            window.losses[f"loss/{term}"] += value
-            if "/" in term:
-                window.losses[f"loss/{term.split('/')[0]}"] += value
-            window.losses["loss/total"] += value * self.job.module.term_weights[term]
-
-    def _values(self, window: Window) -> dict[str, float]:
-        """Metrics of a window, as means over its steps."""
-        elapsed_s = time.perf_counter() - window.started_at
-        values = {name: total / window.steps for name, total in sorted(window.losses.items())}
-        values |= {
-            "epoch": self.step / self.order.steps_per_epoch,
-            "learning_rate": self.rate,
-            "grad_norm": window.grad_norm / window.steps,
-            "throughput/tokens_per_s": window.tokens / elapsed_s,
-            "throughput/steps_per_s": window.steps / elapsed_s,
-            "throughput/padding_pct": 100 * (1 - window.tokens / window.computed_tokens),
-            "throughput/data_wait_pct": 100 * window.wait_s / elapsed_s,
-        }
-        if self.accelerator.device.type == "cuda":
-            values["throughput/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return values
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluates and remembers the best step."""
