@@ -35,7 +35,7 @@ def trained_names(monkeypatch):
 
     def record(self, *arguments):
         original(self, *arguments)
-        names.append([n for n, p in self.module.named_parameters() if p.requires_grad])
+        names.append([n for n, p in self.job.module.named_parameters() if p.requires_grad])
 
     monkeypatch.setattr(TrainingLoop, "__init__", record)
     return names
@@ -376,7 +376,7 @@ def test_nan_in_the_teacher_stops_before_the_weights_move(
 
     def record(self, *arguments):
         original(self, *arguments)
-        seen.append((self.module, {n: p.detach().clone() for n, p in self.module.named_parameters()}))
+        seen.append((self.job.module, {n: p.detach().clone() for n, p in self.job.module.named_parameters()}))
 
     monkeypatch.setattr(TrainingLoop, "__init__", record)
     with pytest.raises(TrainingFailed, match=r"step 1: .*not finite \(attention/layer_2\)"):

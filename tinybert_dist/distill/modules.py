@@ -32,6 +32,7 @@ class LossModule(nn.Module):
     model: PreTrainedModel
     term_weights: dict[str, float]
     score_layers: frozenset[int] = frozenset()  # layers, from 1, whose attention scores are in the loss
+    keeps_outputs_in_graph = False  # see Distiller.forward
 
     def counts(self, batch: MicroBatch) -> Counts:
         """Denominators this micro-batch adds, by loss group; plain numbers, known without the device."""
@@ -154,12 +155,21 @@ class Distiller(LossModule):
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             sums = self._attention_sums(batch, encoded.attention, signals.attention)
             sums |= self._hidden_sums(batch, encoded.hidden, signals.hidden)
+            if self.keeps_outputs_in_graph and self._top_score_layer():
+                # FSDP2 gathers a layer's weights again when the gradient reaches its output; scores alone
+                # come from inside the layer
+                sums = {t: s + 0.0 * encoded.hidden[self._top_score_layer()].sum() for t, s in sums.items()}
             if logits is not None:
                 assert signals.logits is not None, "targets without logits"
                 sums["prediction"] = self._prediction_sum(
                     losses.at_least_float32(logits), losses.at_least_float32(signals.logits)
                 )
         return sums
+
+    def _top_score_layer(self) -> int:
+        """The highest layer whose scores are learned if no output from there on is, else 0."""
+        top = max(self.score_layers, default=0)
+        return top if top > max((pair.student for pair in self.hidden_pairs), default=0) else 0
 
     def _attention_sums(self, batch: MicroBatch, student: dict, teacher: dict) -> LossSums:
         sums = {}

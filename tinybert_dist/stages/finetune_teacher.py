@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from tinybert_dist.config import HfArg, UserError, run_stage
@@ -34,7 +33,7 @@ from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs, encoder_outputs
 from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
-from tinybert_dist.training.strategy import on_main, start_accelerator
+from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.train import train
 
 
@@ -139,7 +138,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
 
 
 def pretrain(
-    config: FinetuneTeacherConfig, folder: str, tokenizer, accelerator: Accelerator
+    config: FinetuneTeacherConfig, folder: str, tokenizer, accelerator: RunAccelerator
 ) -> dict[str, Any]:
     """Masked-LM pretraining of a new model into `folder`, a run folder of its own."""
     length = config.pretrain_max_seq_length or config.max_seq_length

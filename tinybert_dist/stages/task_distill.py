@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from tinybert_dist.config import HfArg, UserError, run_stage
@@ -35,7 +34,7 @@ from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs
 from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
-from tinybert_dist.training.strategy import on_main, start_accelerator, teacher_dtype
+from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator, teacher_dtype
 from tinybert_dist.training.student import check_same_vocabulary, continue_projections
 from tinybert_dist.training.targets import KeptLogits, keep_logits
 from tinybert_dist.training.teacher_placement import place_teacher
@@ -195,7 +194,7 @@ def make_targets(
     layer_map: LayerMap | None,
     dataset: TokenDataset,
     collate: Collator,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     key: dict[str, Any],
 ) -> Teacher | KeptLogits:
     """The teacher itself for step 1, its logits of every row for step 2."""

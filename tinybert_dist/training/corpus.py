@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
@@ -11,11 +10,11 @@ from tinybert_dist.data.corpus_part import Recipe
 from tinybert_dist.data.token_manifest import MANIFEST
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
-from tinybert_dist.training.strategy import on_main
+from tinybert_dist.training.strategy import RunAccelerator, on_main
 
 
 def open_corpus(
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     path: str,
     prepared: Path,
     tokenizer: PreTrainedTokenizerBase,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,14 +13,14 @@ from tinybert_dist.distill.capture import classify, encode
 from tinybert_dist.distill.losses import at_least_float32
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.heartbeat import beat
-from tinybert_dist.training.strategy import autocast
+from tinybert_dist.training.strategy import RunAccelerator, autocast
 
 
 def predict(
     model: PreTrainedModel,
     dataset: TokenDataset,
     collate: Collator,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     max_tokens: int,
 ) -> np.ndarray:
     """Logits [N, C] (float64) of a classification model in evaluation mode; see logits_of."""
@@ -39,7 +38,7 @@ def logits_of(
     num_classes: int,
     dataset: TokenDataset,
     collate: Collator,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     max_tokens: int,
 ) -> np.ndarray:
     """Logits [N, C] (float64) in row order, the same on every process, from forwards that give [B, C].

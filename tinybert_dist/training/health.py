@@ -9,12 +9,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast, gather
 from torch import Tensor
 
 from tinybert_dist.config import StageFailed
 from tinybert_dist.training.heartbeat import beat
+from tinybert_dist.training.strategy import RunAccelerator
 
 LAUNCHER = os.getppid()  # of a process started by a launcher; another one as soon as that is gone
 LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -67,7 +67,7 @@ class StopRequest:
         return bool(self.reason)
 
 
-def check_equal_weights(accelerator: Accelerator, whole: list[tuple[str, Tensor]], step: int) -> None:
+def check_equal_weights(accelerator: RunAccelerator, whole: list[tuple[str, Tensor]], step: int) -> None:
     """Raises TrainingFailed on every process when a trained parameter differs between processes, naming it.
 
     whole: those each process holds a whole copy of; shards are one copy by construction. The original

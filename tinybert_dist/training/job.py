@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator
-
 from tinybert_dist.data.batches import Collator, SampleTransform
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.modules import LossModule
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.options import TrainingOptions
+from tinybert_dist.training.strategy import RunAccelerator
 
 Targets = Callable[[MicroBatch], Any]
 
@@ -35,7 +34,7 @@ class Job:
 
     stage: str
     options: TrainingOptions
-    accelerator: Accelerator
+    accelerator: RunAccelerator
     module: LossModule
     dataset: TokenDataset
     collate: Collator

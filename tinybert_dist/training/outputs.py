@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tinybert_dist.config import to_dict
@@ -12,6 +11,7 @@ from tinybert_dist.distill.modules import Distiller
 from tinybert_dist.models import count_parameters, model_card, save_model
 from tinybert_dist.training.options import OPERATIONAL, TrainingOptions
 from tinybert_dist.training.scoring import Scorer, write_results
+from tinybert_dist.training.strategy import RunAccelerator
 
 WriteOutputs = Callable[[Path, dict[str, Any]], None]
 
@@ -21,7 +21,7 @@ def encoder_outputs(
     stage: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     *,
     teacher: str | None = None,
     base_model: str | None = None,
@@ -43,7 +43,7 @@ def classifier_outputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     scorer: Scorer,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     base_model: str | None,
     *,
     teacher: str | None = None,

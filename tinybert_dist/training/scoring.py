@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from scipy.special import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +16,7 @@ from tinybert_dist.data.tasks import TaskData
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.files import write_atomic, write_json
 from tinybert_dist.training.evaluation import predict
+from tinybert_dist.training.strategy import RunAccelerator
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Scorer:
     task: TaskData
     datasets: dict[str, TokenDataset]
     collate: Collator
-    accelerator: Accelerator
+    accelerator: RunAccelerator
     max_tokens: int
     label_order: np.ndarray | None = None
 
@@ -40,7 +40,7 @@ class Scorer:
         splits: list[str],
         tokenizer: PreTrainedTokenizerBase,
         collate: Collator,
-        accelerator: Accelerator,
+        accelerator: RunAccelerator,
         eval_batch_size: int,
         label_order: np.ndarray | None = None,
     ) -> "Scorer":

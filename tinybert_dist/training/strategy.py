@@ -27,8 +27,18 @@ from tinybert_dist.training.heartbeat import beat
 ResultT = TypeVar("ResultT")
 
 
-def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> Accelerator:
-    """One Accelerator; devices, world size and strategy come from the launcher.
+class RunAccelerator(Accelerator):
+    """accelerate's own, without its mixed precision.
+
+    Under DDP that is autocast, under FSDP2 and DeepSpeed it is half-precision weights: other numbers. Here
+    weights, moments and gradients are float32 everywhere, and `autocast` is put around every forward.
+    """
+
+    precision = "no"  # or "bf16"
+
+
+def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> RunAccelerator:
+    """One accelerator; devices, world size and strategy come from the launcher.
 
     Raises UserError when the launcher's strategy cannot be used, or its processes do not see one another.
     """
@@ -48,7 +58,8 @@ def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> 
     use_cpu = not has_gpu and not any(
         map(_launched_with, ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
     )
-    accelerator = Accelerator(cpu=use_cpu, mixed_precision=mixed_precision, kwargs_handlers=handlers)
+    accelerator = RunAccelerator(cpu=use_cpu, mixed_precision="no", kwargs_handlers=handlers)
+    accelerator.precision = mixed_precision
     if accelerator.num_processes != world_size:
         raise UserError(
             f"the launcher started {world_size} processes but they see {accelerator.num_processes}; start "
@@ -107,14 +118,11 @@ def _has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
     return cpu_too and torch.cpu._is_avx512_bf16_supported()
 
 
-def autocast(accelerator: Accelerator) -> torch.autocast:
-    """The precision of the run around a forward, the same under every strategy.
-
-    Weights, moments and gradients stay float32: the strategies' own half-precision weights would make their
-    results differ.
-    """
-    enabled = accelerator.mixed_precision == "bf16"
-    return torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
+def autocast(accelerator: RunAccelerator) -> torch.autocast:
+    """The precision of the run around a forward, the same under every strategy."""
+    return torch.autocast(
+        accelerator.device.type, dtype=torch.bfloat16, enabled=accelerator.precision == "bf16"
+    )
 
 
 def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *arguments: object) -> ResultT:
@@ -133,6 +141,6 @@ def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *argumen
     return outcome[0]
 
 
-def teacher_dtype(accelerator: Accelerator) -> torch.dtype:
+def teacher_dtype(accelerator: RunAccelerator) -> torch.dtype:
     """The teacher needs no master weights: it computes in the precision of the run."""
-    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return torch.bfloat16 if accelerator.precision == "bf16" else torch.float32

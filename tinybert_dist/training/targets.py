@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from tinybert_dist.distill.teacher import Teacher, TeacherSignals
 from tinybert_dist.files import fingerprint, fsync_folder, read_json, sha256_of, write_json
 from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.evaluation import logits_of
-from tinybert_dist.training.strategy import on_main
+from tinybert_dist.training.strategy import RunAccelerator, on_main
 
 
 class KeptLogits:
@@ -36,7 +35,7 @@ def keep_logits(
     num_classes: int,
     dataset: TokenDataset,
     collate: Collator,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     *,
     key: dict[str, Any],
     max_tokens: int,

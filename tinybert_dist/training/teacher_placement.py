@@ -1,7 +1,6 @@
 """Where the teacher lives: whole on every process, or, when it is large, divided over them."""
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -9,9 +8,12 @@ from torch.distributed.fsdp import fully_shard
 from tinybert_dist.config import UserError
 from tinybert_dist.distill.capture import layer_stacks
 from tinybert_dist.distill.teacher import Teacher
+from tinybert_dist.training.strategy import RunAccelerator
 
 
-def place_teacher(teacher: Teacher, accelerator: Accelerator, sharding: str, dtype: torch.dtype) -> Teacher:
+def place_teacher(
+    teacher: Teacher, accelerator: RunAccelerator, sharding: str, dtype: torch.dtype
+) -> Teacher:
     """Puts the teacher on the device, in place.
 
     sharding: "none", whole on every process; "fsdp2" or "zero3", each process keeps its share of every weight
@@ -29,7 +31,7 @@ def place_teacher(teacher: Teacher, accelerator: Accelerator, sharding: str, dty
     return _shard_with_zero3(teacher, dtype)
 
 
-def _shard_with_fsdp2(teacher: Teacher, accelerator: Accelerator) -> Teacher:
+def _shard_with_fsdp2(teacher: Teacher, accelerator: RunAccelerator) -> Teacher:
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     base = teacher.model.base_model
     for parent, name in layer_stacks(base):

@@ -102,7 +102,7 @@ def _describe(job: Job, loop: TrainingLoop, say) -> None:
         **job.facts,
         "training rows": f"{len(job.dataset):,} ({job.dataset.num_tokens:,} tokens)",
         "processes": f"{job.accelerator.num_processes} on {job.accelerator.device.type}, "
-        f"{strategy_name(job.accelerator)}, {job.accelerator.mixed_precision} mixed precision",
+        f"{strategy_name(job.accelerator)}, {job.accelerator.precision} mixed precision",
         "optimizer step": f"{loop.order.batch_size} examples in {loop.constants['num_micro_batches']}+ "
         f"micro-batches, {job.collate.layout} rows, about {step_tokens:,} tokens",
         "steps": f"{loop.total_steps:,} ({loop.order.steps_per_epoch:,} an epoch)",

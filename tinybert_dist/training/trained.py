@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,12 +23,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tinybert_dist.distill.modules import LossModule, LossSums
 from tinybert_dist.training.optimizer import build_optimizer
 from tinybert_dist.training.options import TrainingOptions
-from tinybert_dist.training.strategy import autocast
+from tinybert_dist.training.strategy import RunAccelerator, autocast
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def wrap(accelerator: Accelerator, module: LossModule, options: TrainingOptions) -> "Trained":
+def wrap(accelerator: RunAccelerator, module: LossModule, options: TrainingOptions) -> "Trained":
     """The module under the launcher's strategy. Collective."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from tinybert_dist.training.zero import ZeroTrained
@@ -41,20 +40,22 @@ def wrap(accelerator: Accelerator, module: LossModule, options: TrainingOptions)
 class Trained:
     """One process, DDP and FSDP2: torch's optimizer steps over the parameters, whole or sharded."""
 
-    def __init__(self, accelerator: Accelerator, module: LossModule, options: TrainingOptions):
+    def __init__(self, accelerator: RunAccelerator, module: LossModule, options: TrainingOptions):
         self.accelerator, self.module = accelerator, module.to(accelerator.device).train()
         self.max_norm = options.max_grad_norm
         self.live = self._live_module()
+        # inside whatever wraps the module: DeepSpeed switches an autocast around it off
+        self.live.forward = autocast(accelerator)(self.live.forward)  # type: ignore[method-assign]
         self.wrapped, self.optimizer = self._prepare(build_optimizer(self.live, options))
 
     def _live_module(self) -> LossModule:
         if self.accelerator.distributed_type != DistributedType.FSDP:
             return self.module
-        return under_autocast(copy.deepcopy(self.module), self.accelerator)
+        live = copy.deepcopy(self.module)
+        live.keeps_outputs_in_graph = True
+        return live
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
-            plugin.mixed_precision_policy = None  # see strategy.autocast
         wrapped, prepared = self.accelerator.prepare(self.live, optimizer)
         return wrapped, prepared.optimizer  # accelerate's wrapper would decide for itself when to step
 
@@ -117,12 +118,6 @@ class Trained:
     def whole_parameters(self) -> list[tuple[str, Tensor]]:
         """Those every process holds a whole copy of: they must be equal."""
         return [(n, p.detach()) for n, p in self.named_parameters() if not isinstance(p, DTensor)]
-
-
-def under_autocast(module: LossModule, accelerator: Accelerator) -> LossModule:
-    """Makes the forward compute in the precision of the run, inside whatever wraps the module."""
-    module.forward = autocast(accelerator)(module.forward)  # type: ignore[method-assign]
-    return module
 
 
 def _whole(tensor: Tensor) -> Tensor:

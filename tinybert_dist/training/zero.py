@@ -16,14 +16,14 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from tinybert_dist.distill.modules import LossModule
-from tinybert_dist.training.trained import MOMENTS, Trained, under_autocast
+from tinybert_dist.training.trained import MOMENTS, Trained
 
 
 class ZeroTrained(Trained):
     """The engine's backward reduces, its step moves; between the two the loop decides whether to go on."""
 
     def _live_module(self) -> LossModule:
-        return under_autocast(copy.deepcopy(self.module), self.accelerator)
+        return copy.deepcopy(self.module)
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
@@ -33,9 +33,6 @@ class ZeroTrained(Trained):
             "gradient_accumulation_steps": 1,
             # accelerate's 0 means unset, and DeepSpeed then clips at 1
             "gradient_clipping": self.max_norm,
-            # half-precision weights would give other results than the other strategies
-            "bf16": {"enabled": False},
-            "fp16": {"enabled": False},
         }
         self.engine, _ = self.accelerator.prepare(self.live, optimizer)
         self.zero = self.engine.optimizer
