@@ -100,6 +100,7 @@ def launch():
         config: str = "",
         wait: bool = True,
         check: bool = True,
+        timeout_s: float = 300,
     ):
         config = config or ("cpu" if num_processes == 1 else "cpu_2_processes")
         command = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -115,7 +116,7 @@ def launch():
         process = subprocess.Popen(command, **pipe)
         if not wait:
             return process
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=timeout_s)
         result = subprocess.CompletedProcess(command, process.returncode, output)
         assert not check or process.returncode == 0, output[-4000:]
         return result

@@ -4,49 +4,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import flags, loss_difference, metrics
+from campaign import SHARDINGS, flags, loss_difference
 from transformers import BertConfig, BertModel
 
+from tinybert_dist.files import read_json
 from tinybert_dist.models import load_tokenizer, save_model
 
 pytestmark = pytest.mark.dist
-# strategy of the student, sharding of the teacher
-COMBINATIONS = [
-    ("cpu_2_processes", "fsdp2"),
-    ("fsdp2", "fsdp2"),
-    ("deepspeed_zero2", "fsdp2"),
-    ("deepspeed_zero2_sharded_teacher", "zero3"),
-    ("deepspeed_zero3", "zero3"),
-]
-TASK = {"pred_distill": True, "eval_step": 10}
+TOLERANCE = 1e-6
 
 
-@pytest.fixture(scope="module")
-def plain_teacher(several_runs, stages, tmp_path_factory):
-    """Both stages that run a teacher, and the one that keeps its logits, with the plain teacher."""
-    folder = tmp_path_factory.mktemp("plain_teacher")
-    several_runs("cpu_2_processes", 2, runs(stages, folder))
-    return folder
-
-
-def runs(stages, folder, **changes):
-    general = stages["general_distill"] | changes | {"output_dir": folder / "general"}
-    layers = stages["task_distill"] | changes | {"output_dir": folder / "layers"}
-    predictions = stages["task_distill"] | changes | TASK | {"output_dir": folder / "predictions"}
-    return [("general_distill", general), ("task_distill", layers), ("task_distill", predictions)]
-
-
-@pytest.mark.parametrize(("config", "sharding"), COMBINATIONS)
-def test_losses_of_the_plain_teacher(several_runs, stages, plain_teacher, tmp_path, config, sharding, capsys):
-    result = several_runs(config, 2, runs(stages, tmp_path, teacher_sharding=sharding))
-    assert result.stdout.count("processes           2 on cpu") == 3
-    for name in ("general", "layers", "predictions"):
-        difference = loss_difference(tmp_path / name, plain_teacher / name)
+@pytest.mark.parametrize("config", SHARDINGS)
+def test_losses_of_the_plain_teacher(campaign, config, capsys):
+    plain = campaign("deepspeed_zero1").folder  # no divided teacher in there
+    references = {
+        "general": plain / "equality" / "general_distill_1",
+        "layers": plain / "equality" / "task_distill_1",
+        "predictions": plain / "losses" / "predictions",
+    }
+    for name, reference in references.items():
+        run = campaign(config).folder / "teacher" / name
+        assert f"teacher_sharding: {SHARDINGS[config]}" in (run / "config.yaml").read_text()
+        difference = loss_difference(run, reference)
         with capsys.disabled():
-            print(f"\n{config:31} teacher {sharding}  {name:11}  losses {difference:.1e}", end="")
-        assert difference <= 1e-6
-    ours, theirs = (metrics(folder / "predictions")[-1]["eval/score"] for folder in (tmp_path, plain_teacher))
-    assert ours == pytest.approx(theirs, abs=1e-6)
+            print(f"\n{config:31} teacher {SHARDINGS[config]}  {name:11}  losses {difference:.1e}", end="")
+        assert difference <= TOLERANCE
+        if name == "predictions":
+            scores = [read_json(folder / "eval_results.json")["score"] for folder in (run, reference)]
+            assert scores[0] == scores[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,109 @@
+"""Everything that is run under every strategy: one launch for each, because importing takes longer than a run."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+# configuration file and what the program calls it with 2 processes
+STRATEGIES = {
+    "cpu_2_processes": "DDP",
+    "fsdp2": "FSDP2",
+    "deepspeed_zero1": "DeepSpeed ZeRO-1",
+    "deepspeed_zero2": "DeepSpeed ZeRO-2",
+    "deepspeed_zero3": "DeepSpeed ZeRO-3",
+}
+ACCUMULATIONS = (1, 2, 4)
+STEPS, STOP = 12, 6  # of the runs that are stopped and resumed
+PREDICTIONS = {"pred_distill": True, "eval_step": 5}
+# name: stage, changes
+LOSSES = {
+    "scores_alone": ("general_distill", {"hidden_weight": 0, "embedding_weight": 0}),
+    "projections": ("general_distill", {"per_layer_projections": True}),
+    "bfloat16": ("general_distill", {"mixed_precision": "bf16"}),
+    "predictions": ("task_distill", PREDICTIONS),
+    "labels": ("finetune_teacher", {"eval_step": 5}),
+}
+# stages that run the teacher, and the one that keeps its logits
+TEACHER = {
+    "general": ("general_distill", {}),
+    "layers": ("task_distill", {}),
+    "predictions": ("task_distill", PREDICTIONS),
+}
+# under which strategies a divided teacher is tried
+SHARDINGS = {
+    "cpu_2_processes": "fsdp2",
+    "fsdp2": "fsdp2",
+    "deepspeed_zero2": "fsdp2",
+    "deepspeed_zero2_sharded_teacher": "zero3",
+    "deepspeed_zero3": "zero3",
+}
+
+
+@dataclass
+class Campaign:
+    """The runs of one launch: `folder`/<name> for each, and what was printed."""
+
+    folder: Path
+    stdout: str
+    num_runs: int
+
+
+def flags(options):
+    """--name value ... of a dict."""
+    return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+
+
+def runs(stages, workspace, config, num_processes):
+    """{name: (stage, options)} of one configuration."""
+    plan = {}
+    for stage in ("general_distill", "task_distill"):
+        for accumulation in ACCUMULATIONS:
+            # all checkpoints are kept: gradients are read from the first
+            changes = {"gradient_accumulation_steps": accumulation, "save_step": 1, "keep_checkpoints": 20}
+            plan[f"equality/{stage}_{accumulation}"] = (stage, stages[stage] | changes)
+    if num_processes == 1 and config != "cpu":
+        return plan
+    plan["undisturbed"] = ("general_distill", stopped_options(stages, workspace, num_processes))
+    if config in STRATEGIES:
+        for name, (stage, changes) in LOSSES.items():
+            plan[f"losses/{name}"] = (stage, stages[stage] | changes)
+    if config in SHARDINGS:
+        for name, (stage, changes) in TEACHER.items():
+            sharded = {"teacher_sharding": SHARDINGS[config]}
+            plan[f"teacher/{name}"] = (stage, stages[stage] | changes | sharded)
+    return plan
+
+
+def stopped_options(stages, workspace, num_processes):
+    """A run with dropout, cut into micro-batches alike on any number of processes: the draws are the same."""
+    return stages["general_distill"] | {
+        "student_model": workspace / "student.json",
+        "max_steps": STEPS,
+        "save_step": STOP,
+        "gradient_accumulation_steps": 2 // num_processes,
+    }
+
+
+def stopped_at(step, finished, folder):
+    """A copy of a run's folder as it was when only the checkpoint of `step` was there."""
+    shutil.copytree(finished, folder)
+    (folder / "outcome.json").unlink()
+    (folder / "model.safetensors").unlink()
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if checkpoint.name != f"step-{step:08d}":
+            shutil.rmtree(checkpoint)
+    return folder
+
+
+def metrics(folder):
+    """metrics.jsonl, one dict a line."""
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def loss_difference(folder, reference):
+    """Largest relative difference of any loss term in any step."""
+    ours, theirs = metrics(folder), metrics(reference)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    terms = [key for key in theirs[0] if key.startswith("loss/")]
+    return max(abs(a[t] - b[t]) / abs(b[t]) for a, b in zip(ours, theirs, strict=True) for t in terms)
