@@ -96,8 +96,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(PERIOD_S, self.limit_s / 5)):
             self._write()
-            # from a thread of C: for a main thread that never gives the interpreter back
-            faulthandler.dump_traceback_later(self._patience_s() + SILENT_S, exit=True, file=self._stacks)
+            # by a thread of C, for a main thread that never gives the interpreter back; neighbours end it
+            faulthandler.dump_traceback_later(self._patience_s(), exit=not self.neighbours, file=self._stacks)
             if failure := self._failure() or self._stalled():
                 self._end(failure)
 
@@ -138,7 +138,9 @@ class Watchdog:
     def _stall_of(self, rank: int) -> Failure:
         seen, age_s = self._seen[rank], self._age_s(rank)
         if age_s > SILENT_S:
-            what = f"was stopped or is gone {_where(seen.beat)}: no heartbeat for {age_s:.0f} s"
+            what = (
+                f"was stopped, is gone or stuck in native code {_where(seen.beat)}: silent for {age_s:.0f} s"
+            )
         else:
             what = (
                 f"hangs {_where(seen.beat)}: no progress for {time.monotonic() - seen.moved_at:.0f} s "
