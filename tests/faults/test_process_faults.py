@@ -109,6 +109,7 @@ def test_a_killed_loader_worker_is_named(start):
     )
 
 
+@pytest.mark.slow
 def test_a_hanging_loader_worker_is_named_before_its_process(start):
     job = start("hang 1 12", num_workers=2, hang_timeout_s=HANG_TIMEOUT_S).wait_for_checkpoint()
     seconds, output = job.end()
@@ -119,6 +120,7 @@ def test_a_hanging_loader_worker_is_named_before_its_process(start):
     assert "step 12: the batch of loader worker 1 did not come" in record["reason"]
 
 
+@pytest.mark.slow
 def test_changed_options_are_refused_by_all_processes(start):
     job = start(max_seconds=0.1)
     job.process.communicate(timeout=60)

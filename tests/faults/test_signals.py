@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs import FAULTY, TWO_PROCESSES, Job, arguments, outcome, resume
+from jobs import FAULTY, TWO_PROCESSES, Job, arguments, outcome
 
 from tinybert_dist.training.checkpoint import Checkpoints
 
@@ -56,7 +56,6 @@ def test_a_signal_to_one_process_again_and_again(start, number, rank):
     assert times > 1
     check_interrupted(job)
     assert job.process.returncode == 0
-    assert resume(start) >= 10
 
 
 @pytest.mark.parametrize(

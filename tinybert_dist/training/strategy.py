@@ -27,8 +27,10 @@ from tinybert_dist.training.heartbeat import beat
 ResultT = TypeVar("ResultT")
 
 
-def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> Accelerator:
+def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 86400) -> Accelerator:
     """One Accelerator; devices, world size and strategy come from the launcher.
+
+    timeout_s of a collective: more than preparing a corpus on one process takes; hangs are the watchdog's.
 
     Raises UserError when the launcher's strategy cannot be used, or its processes do not see one another.
     """

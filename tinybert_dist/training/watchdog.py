@@ -98,7 +98,11 @@ class Watchdog:
             self._write()
             # by a thread of C, for a main thread that never gives the interpreter back; neighbours end it
             faulthandler.dump_traceback_later(self._patience_s(), exit=not self.neighbours, file=self._stacks)
-            if failure := self._failure() or self._stalled():
+            try:
+                failure = self._failure() or self._stalled()
+            except (OSError, psutil.Error):
+                continue  # a hiccup of the file system; a dead watchdog would look like a dead process
+            if failure:
                 self._end(failure)
 
     def _end(self, failure: Failure) -> None:
@@ -107,7 +111,8 @@ class Watchdog:
         if self._stop.wait(GRACE_S):
             return
         for rank in self.neighbours:
-            if self._age_s(rank) > SILENT_S and (process := self._process_of(rank)):
+            process = self._process_of(rank) if self._age_s(rank) > SILENT_S else None
+            if process and process.ppid() == os.getppid():  # not a later user of the number
                 process.send_signal(signal.SIGKILL)  # the launcher would wait 30 s for one that is stopped
         print(f"failed: {failure.reason}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -166,13 +171,11 @@ class Watchdog:
         return 0.0 if is_done else time.monotonic() - self._seen[rank].alive_at
 
     def _process_of(self, rank: int) -> psutil.Process | None:
-        # of the same launcher, hence of this machine, and no later user of the number
         try:
             process = psutil.Process(self._seen[rank].beat["pid"])
-            is_ours = process.ppid() == os.getppid() and process.status() != psutil.STATUS_ZOMBIE
+            return process if process.status() != psutil.STATUS_ZOMBIE else None
         except (psutil.NoSuchProcess, KeyError):
             return None
-        return process if is_ours else None
 
     def _look(self) -> None:
         now = time.monotonic()
