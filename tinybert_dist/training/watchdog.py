@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -98,11 +97,7 @@ class Watchdog:
             self._write()
             # by a thread of C, for a main thread that never gives the interpreter back; neighbours end it
             faulthandler.dump_traceback_later(self._patience_s(), exit=not self.neighbours, file=self._stacks)
-            try:
-                failure = self._failure() or self._stalled()
-            except (OSError, psutil.Error):
-                continue  # a hiccup of the file system; a dead watchdog would look like a dead process
-            if failure:
+            if failure := self._failure() or self._stalled():
                 self._end(failure)
 
     def _end(self, failure: Failure) -> None:
@@ -112,16 +107,18 @@ class Watchdog:
             return
         for rank in self.neighbours:
             process = self._process_of(rank) if self._age_s(rank) > SILENT_S else None
-            if process and process.ppid() == os.getppid():  # not a later user of the number
-                process.send_signal(signal.SIGKILL)  # the launcher would wait 30 s for one that is stopped
+            with contextlib.suppress(psutil.Error):
+                if process and process.ppid() == os.getppid():  # not a later user of the number
+                    process.kill()  # the launcher would wait 30 s for one that is stopped
         print(f"failed: {failure.reason}", file=sys.stderr, flush=True)
         os._exit(1)
 
     def _failure(self) -> Failure | None:
         """What another process has recorded, or a neighbour that is gone."""
         self._look()
-        if recorded := self.folder.failure():
-            return recorded
+        with contextlib.suppress(OSError):
+            if recorded := self.folder.failure():
+                return recorded
         for rank in self.neighbours:
             last = self._seen[rank].beat
             if last and last["phase"] != "done" and self._process_of(rank) is None:
@@ -174,7 +171,7 @@ class Watchdog:
         try:
             process = psutil.Process(self._seen[rank].beat["pid"])
             return process if process.status() != psutil.STATUS_ZOMBIE else None
-        except (psutil.NoSuchProcess, KeyError):
+        except (psutil.Error, KeyError):
             return None
 
     def _look(self) -> None:
