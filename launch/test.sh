@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types, then the tests. Arguments go to pytest: bash launch/test.sh -m dist
+# Lint, format, types, then the tests. Arguments go to pytest: bash launch/test.sh -m "dist and not slow"
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NEEDS=test

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -97,7 +98,10 @@ def parse(config_class: type[ConfigT], argv: Sequence[str] | None = None) -> Con
 def run_stage(
     run: Callable[[ConfigT], Any], config_class: type[ConfigT], argv: Sequence[str] | None = None
 ) -> Any:
-    """A stage's main(): parse, run; a UserError becomes one readable message and exit code 2."""
+    """A stage's main(): parse, run; a UserError becomes one readable message and exit code 2.
+
+    So do a failed stage and a full disk, with exit code 1.
+    """
     try:
         return run(parse(config_class, argv))
     except UserError as error:
@@ -105,6 +109,11 @@ def run_stage(
         raise SystemExit(2) from error
     except StageFailed as error:
         print(f"failed: {redact(str(error))}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        print(f"failed: {error}. Make room, then the same command goes on.", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
 
 
@@ -138,6 +147,12 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         return SECRET_IN_QUERY.sub(r"\1***", SECRET_IN_URL.sub("***@", value))
     return [redact(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_full_disk(error: Exception) -> bool:
+    # safetensors has errors of its own
+    code = getattr(error, "errno", None)
+    return code in {errno.ENOSPC, errno.EDQUOT} or f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _program_name(config_class: type) -> str:

@@ -31,6 +31,7 @@ def fetch(self, step, original=StepBatches.__getitem__):
     if fires("hang", step + 1):
         time.sleep(1000)
     if fires("hold_interpreter", step + 1):
+        time.sleep(1.5)  # until a heartbeat has told where this is
         ctypes.PyDLL(None).sleep(1000)  # no other thread of Python runs meanwhile
     if fires("os_error", step + 1):
         raise OSError(errno.EIO, "Input/output error", "tokens-00000.arrow")

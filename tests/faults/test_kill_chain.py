@@ -197,6 +197,9 @@ def test_a_disk_that_fills_up(workspace, launch, undisturbed, small_disk):
     assert result.stdout.count(failed) == 2, result.stdout[-3000:]  # both processes say why
     assert "No space left on device" in result.stdout and "the same command resumes" in result.stdout
     assert not unfinished(folder)
+    outcome = read_json(folder / "outcome.json")
+    assert outcome["outcome"] == "failed" and outcome["resumable"]
+    assert outcome["step"] == reached + 1 and "No space left" in outcome["reason"]
     small_disk("200m")
     result = launch("general_distill", *options)
     assert f"resuming {folder} from step {reached}\n" in result.stdout

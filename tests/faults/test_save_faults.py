@@ -11,7 +11,9 @@ import pytest
 import torch
 from file_operations import FileOperations, die, no_space
 
-from tinybert_dist.config import StageFailed
+from tinybert_dist.config import StageFailed, run_stage
+from tinybert_dist.models import load_encoder, load_tokenizer, save_model
+from tinybert_dist.stages import prepare_corpus
 from tinybert_dist.training.checkpoint import Checkpoints
 from tinybert_dist.training.trained import MOMENTS
 
@@ -173,3 +175,30 @@ def test_a_full_disk(small_disk):
     small_disk("1m")
     checkpoints.save(large, moments, {"step": 2, "needs": []})
     assert names(folder) == ["step-00000001", "step-00000002"] and checkpoints.newest().step == 2
+
+
+def test_any_write_to_a_full_disk_is_one_sentence(small_disk, workspace, tmp_path, capsys):
+    folder = small_disk("64k")
+    options = {
+        "train_file_path": workspace / "corpus.txt",
+        "teacher_model": workspace / "teacher",
+        "output_dir": folder / "tokens",
+    }
+    (folder / "other").write_bytes(b"x" * 60_000)
+    argv = [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+    with pytest.raises(SystemExit) as stop:
+        prepare_corpus.main(argv)
+    assert stop.value.code == 1
+    assert "failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        run_stage(
+            lambda config: save_model(
+                load_encoder(workspace / "teacher"), load_tokenizer(workspace / "teacher"), folder, card=""
+            ),
+            prepare_corpus.PrepareCorpusConfig,
+            argv,
+        )
+    assert stop.value.code == 1
+    assert "No space left on device (os error 28). Make room" in capsys.readouterr().err
+    small_disk("1m")
+    assert prepare_corpus.main(argv)["rows"] > 0

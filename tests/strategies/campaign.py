@@ -1,4 +1,4 @@
-"""Everything that is run under every strategy: one launch for each, because importing takes longer than a run."""
+"""Everything that is run under every strategy: one launch for each, importing takes longer than a run."""
 
 import json
 import shutil

@@ -177,6 +177,17 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
     assert {*FILES, "manifest.json"} == {p.name for p in (tmp_path / "elsewhere-step-00000001").iterdir()}
 
 
+def test_a_checkpoint_of_another_run_is_not_resumed_from(tmp_path):
+    said, ours = [], {"stage": "general_distill", "seed": 1}
+    for step, identity in ((1, ours), (2, ours | {"seed": 2})):
+        state = {"step": step, "needs": [], "identity": identity}
+        Checkpoints(tmp_path, keep=2).save(*tensors(step), state)
+    assert Checkpoints(tmp_path, 2, identity=ours).newest(said.append).step == 1
+    assert said == [
+        "checkpoint step-00000002 is damaged (another run made it); falling back to the one before"
+    ]
+
+
 def test_copies_that_somebody_keeps_are_neither_read_nor_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     save(checkpoints, 1)

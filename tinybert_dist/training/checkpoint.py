@@ -49,10 +49,19 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. require_ours: raises when another job has taken the folder over."""
+    """The checkpoints of one run folder.
 
-    def __init__(self, folder: Path, keep: int, require_ours: Callable[[], None] = lambda: None):
-        self.folder, self.keep, self._require_ours = folder, keep, require_ours
+    require_ours: raises when another job has taken the folder over; identity: those of other runs are no use.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        require_ours: Callable[[], None] = lambda: None,
+        identity: dict[str, Any] | None = None,
+    ):
+        self.folder, self.keep, self.identity, self._require_ours = folder, keep, identity, require_ours
         self._whole: set[Path] = set()  # found by this process: an old one is read once, not at every save
 
     def path(self, step: int) -> Path:
@@ -147,6 +156,8 @@ class Checkpoints:
         state = read_json(folder / "state.json")
         if folder.name != self.path(state["step"]).name:
             yield f"it holds step {state['step']}"
+        if self.identity is not None and state["identity"] != self.identity:
+            yield "another run made it"
         yield from _tensor_problems(folder)
         for step in state["needs"]:
             if step < state["step"] and (problem := self.problem(self.path(step))):

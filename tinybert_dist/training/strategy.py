@@ -37,8 +37,10 @@ class RunAccelerator(Accelerator):
     precision = "no"  # or "bf16"
 
 
-def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 600) -> RunAccelerator:
+def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 86400) -> RunAccelerator:
     """One accelerator; devices, world size and strategy come from the launcher.
+
+    timeout_s of a collective: more than preparing a corpus on one process takes; hangs are the watchdog's.
 
     Raises UserError when the launcher's strategy cannot be used, or its processes do not see one another.
     """

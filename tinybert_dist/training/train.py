@@ -88,7 +88,8 @@ def _fail(job: Job, folder: RunFolder, watchdog: Watchdog, error: Exception) -> 
 
 
 def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
-    checkpoints = Checkpoints(folder.path / "checkpoints", job.options.keep_checkpoints)
+    path, keep = folder.path / "checkpoints", job.options.keep_checkpoints
+    checkpoints = Checkpoints(path, keep, identity=folder.identity)
     newest = on_main(job.accelerator, checkpoints.newest)  # one process decides for all
     if newest and job.accelerator.is_main_process:
         print(f"{job.stage}: resuming {folder.path} from step {newest.step}")

@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -96,8 +95,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(PERIOD_S, self.limit_s / 5)):
             self._write()
-            # from a thread of C: for a main thread that never gives the interpreter back
-            faulthandler.dump_traceback_later(self._patience_s() + SILENT_S, exit=True, file=self._stacks)
+            # by a thread of C, for a main thread that never gives the interpreter back; neighbours end it
+            faulthandler.dump_traceback_later(self._patience_s(), exit=not self.neighbours, file=self._stacks)
             if failure := self._failure() or self._stalled():
                 self._end(failure)
 
@@ -107,16 +106,19 @@ class Watchdog:
         if self._stop.wait(GRACE_S):
             return
         for rank in self.neighbours:
-            if self._age_s(rank) > SILENT_S and (process := self._process_of(rank)):
-                process.send_signal(signal.SIGKILL)  # the launcher would wait 30 s for one that is stopped
+            process = self._process_of(rank) if self._age_s(rank) > SILENT_S else None
+            with contextlib.suppress(psutil.Error):
+                if process and process.ppid() == os.getppid():  # not a later user of the number
+                    process.kill()  # the launcher would wait 30 s for one that is stopped
         print(f"failed: {failure.reason}", file=sys.stderr, flush=True)
         os._exit(1)
 
     def _failure(self) -> Failure | None:
         """What another process has recorded, or a neighbour that is gone."""
         self._look()
-        if recorded := self.folder.failure():
-            return recorded
+        with contextlib.suppress(OSError):
+            if recorded := self.folder.failure():
+                return recorded
         for rank in self.neighbours:
             last = self._seen[rank].beat
             if last and last["phase"] != "done" and self._process_of(rank) is None:
@@ -138,7 +140,9 @@ class Watchdog:
     def _stall_of(self, rank: int) -> Failure:
         seen, age_s = self._seen[rank], self._age_s(rank)
         if age_s > SILENT_S:
-            what = f"was stopped or is gone {_where(seen.beat)}: no heartbeat for {age_s:.0f} s"
+            what = (
+                f"was stopped, is gone or stuck in native code {_where(seen.beat)}: silent for {age_s:.0f} s"
+            )
         else:
             what = (
                 f"hangs {_where(seen.beat)}: no progress for {time.monotonic() - seen.moved_at:.0f} s "
@@ -164,13 +168,11 @@ class Watchdog:
         return 0.0 if is_done else time.monotonic() - self._seen[rank].alive_at
 
     def _process_of(self, rank: int) -> psutil.Process | None:
-        # of the same launcher, hence of this machine, and no later user of the number
         try:
             process = psutil.Process(self._seen[rank].beat["pid"])
-            is_ours = process.ppid() == os.getppid() and process.status() != psutil.STATUS_ZOMBIE
-        except (psutil.NoSuchProcess, KeyError):
+            return process if process.status() != psutil.STATUS_ZOMBIE else None
+        except (psutil.Error, KeyError):
             return None
-        return process if is_ours else None
 
     def _look(self) -> None:
         now = time.monotonic()
