@@ -88,6 +88,7 @@ def launch():
     """launch(stage, *arguments, num_processes=2, wait=True): a real `accelerate launch`, as a user types it.
 
     stage: its name, or the path of a script; config: a file of accelerate_configs/ (default: plain CPU).
+    launcher: further arguments of accelerate launch itself.
     Returns the finished process (output captured), or with wait=False the Popen, in its own process group.
     """
     import subprocess
@@ -101,10 +102,12 @@ def launch():
         wait: bool = True,
         check: bool = True,
         timeout_s: float = 300,
+        launcher: tuple[str, ...] = (),
     ):
         config = config or ("cpu" if num_processes == 1 else "cpu_2_processes")
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", str(num_processes)]
+        command += launcher
         command += [str(stage)] if isinstance(stage, Path) else ["-m", f"tinybert_dist.stages.{stage}"]
         command += map(str, arguments)
         pipe = {

@@ -104,7 +104,10 @@ class Trained:
     def moments(self) -> dict[str, Tensor]:
         """Adam's moments as `exp_avg.<parameter>`, whole, float32. Collective."""
         return {
-            f"{moment}.{name}": _whole(self.optimizer.state[parameter][moment])
+            # without one where no gradient ever arrived
+            f"{moment}.{name}": _whole(
+                self.optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+            )
             for name, parameter in self.named_parameters()
             for moment in MOMENTS
         }
