@@ -36,7 +36,6 @@ SHARDINGS = {
     "fsdp2": "fsdp2",
     "deepspeed_zero2": "fsdp2",
     "deepspeed_zero2_sharded_teacher": "zero3",
-    "deepspeed_zero3": "zero3",
 }
 
 

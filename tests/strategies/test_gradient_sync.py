@@ -14,11 +14,18 @@ pytestmark = pytest.mark.dist
 @pytest.mark.parametrize(
     ("config", "fault", "message"),
     [
-        ("cpu_2_processes", "bypass", r"after step 1 parameter model\.\S+ .* differs from process 0"),
-        ("cpu_2_processes", "left_out", r"after step 1 parameter projections\.0\.weight .* differs"),
+        ("cpu_2_processes", "bypass", r"step 1: the gradient of model\.\S+ .* of process 1 differs"),
+        (
+            "cpu_2_processes",
+            "left_out",
+            r"step 1: the gradient of projections\.0\.weight \(and 1 more\) of process 1 differs",
+        ),
         ("fsdp2", "bypass", r"the first step gave no gradient to model\."),
-        ("fsdp2", "left_out", r"after step 1 parameter projections\.0\.weight .* differs"),
-        ("deepspeed_zero2", "bypass", r"the first step gave no gradient to model\."),
+        (
+            "fsdp2",
+            "left_out",
+            r"step 1: the gradient of projections\.0\.weight \(and 1 more\) of process 1 differs",
+        ),
         ("deepspeed_zero3", "bypass", r"the first step gave no gradient to model\."),
     ],
 )

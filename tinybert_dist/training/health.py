@@ -67,23 +67,24 @@ class StopRequest:
         return bool(self.reason)
 
 
-def check_equal_weights(accelerator: RunAccelerator, whole: list[tuple[str, Tensor]], step: int) -> None:
-    """Raises TrainingFailed on every process when a trained parameter differs between processes, naming it.
+def check_equal(accelerator: RunAccelerator, kind: str, whole: list[tuple[str, Tensor]], step: int) -> None:
+    """Raises TrainingFailed on every process when a gradient or weight differs between them, naming it.
 
-    whole: those each process holds a whole copy of; shards are one copy by construction. The original
-    trained one unsynchronised student per GPU and nobody noticed.
+    kind: "gradient" (before the step: names the one that was not synchronised; after it clipping has made all
+    weights differ) or "weight". whole: those each process holds a whole copy of; shards are one copy by
+    construction. The original trained one unsynchronised student per GPU and nobody noticed.
     """
     if accelerator.num_processes == 1 or not whole:
         return
     # the bits as integers: their sum is exact, so one differing bit shows
     beat("reduce")
-    sums = torch.stack([p.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for _, p in whole])
+    sums = torch.stack([t.contiguous().view(torch.int32).sum(dtype=torch.int64) for _, t in whole])
     differs = (sums != broadcast(sums.clone())).to(torch.int64)
     by_rank = gather(differs.unsqueeze(0)).cpu()
     if by_rank.any():
         rank, index = (int(i) for i in by_rank.nonzero()[0])
         raise TrainingFailed(
-            f"after step {step} parameter {whole[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of "
+            f"step {step}: the {kind} of {whole[index][0]} (and {int(by_rank.any(0).sum()) - 1} more) of "
             f"process {rank} differs from process 0: gradients were not synchronised. Every trained module "
             "must be called through the wrapper that accelerator.prepare returned.",
             process=rank,

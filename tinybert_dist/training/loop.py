@@ -20,7 +20,7 @@ from tinybert_dist.micro_batch import MicroBatch
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
 from tinybert_dist.training.health import (
     StopRequest,
-    check_equal_weights,
+    check_equal,
     check_finite,
     check_gradients_arrive,
 )
@@ -125,8 +125,8 @@ class TrainingLoop:
             last = self.step == self.total_steps
             if self.step == 1:
                 check_gradients_arrive(self.trained.moments(), self.reached)
-            if self.step == 1 or self.step % options.checksum_step == 0:
-                check_equal_weights(accelerator, self.trained.whole_parameters(), self.step)
+            if self._is_checked(self.step):
+                check_equal(accelerator, "weight", self.trained.whole_weights(), self.step)
             values = {}
             if self.step == 1 or self.step % options.logging_steps == 0 or last:
                 values = self._progress() | window.values()
@@ -172,6 +172,8 @@ class TrainingLoop:
                 self.trained.backward(loss * accelerator.num_processes)
             loss_sums += terms.detach().double() * weight
         beat("reduce")
+        if self._is_checked(self.step + 1):
+            check_equal(accelerator, "gradient", self.trained.whole_gradients(), self.step + 1)
         grad_norm = self.trained.gradient_norm()
         losses, bad_ranks, stop_ranks = self._agree(loss_sums, stop)
         check_finite(losses, grad_norm, bad_ranks, self.step + 1)
@@ -180,6 +182,9 @@ class TrainingLoop:
         self.trained.step(grad_norm, self.rate)
         window.add(losses, grad_norm, *totals[-2:].tolist())
         return stop_ranks
+
+    def _is_checked(self, step: int) -> bool:
+        return step == 1 or step % self.options.checksum_step == 0
 
     def _progress(self) -> dict[str, float]:
         values = {"epoch": self.step / self.order.steps_per_epoch, "learning_rate": self.rate}

@@ -118,9 +118,14 @@ class Trained:
             state = {m: _placed_like(parameter, moments[f"{m}.{name}"]) for m in MOMENTS}
             self.optimizer.state[parameter] = {"step": _counter(parameter, step), **state}
 
-    def whole_parameters(self) -> list[tuple[str, Tensor]]:
+    def whole_weights(self) -> list[tuple[str, Tensor]]:
         """Those every process holds a whole copy of: they must be equal."""
         return [(n, p.detach()) for n, p in self.named_parameters() if not isinstance(p, DTensor)]
+
+    def whole_gradients(self) -> list[tuple[str, Tensor]]:
+        """Gradients of whole_weights, after the last micro-batch: they must be equal."""
+        whole = [(n, p) for n, p in self.named_parameters() if not isinstance(p, DTensor)]
+        return [(n, torch.zeros_like(p) if p.grad is None else p.grad) for n, p in whole]
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -113,6 +113,10 @@ class ZeroTrained(Trained):
         own = padded.narrow(0, size * self.accelerator.process_index, size)
         safe_set_local_optimizer_state(parameter, own, moment)
 
-    def whole_parameters(self) -> list[tuple[str, Tensor]]:
-        """See Trained.whole_parameters."""
-        return [] if self.is_partitioned else super().whole_parameters()
+    def whole_weights(self) -> list[tuple[str, Tensor]]:
+        """See Trained.whole_weights."""
+        return [] if self.is_partitioned else super().whole_weights()
+
+    def whole_gradients(self) -> list[tuple[str, Tensor]]:
+        """None: the engine keeps shards of them."""
+        return []
