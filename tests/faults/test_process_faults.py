@@ -27,16 +27,21 @@ def test_a_killed_process_is_named_and_the_same_command_goes_on(start):
 
 
 @pytest.mark.parametrize(
-    ("fault", "culprit", "phase"),
+    ("fault", "culprit", "phase", "config"),
     [
-        ("hang 1 12", 1, "fetch of step 12"),
-        pytest.param("hang 0 12", 0, "fetch of step 12", marks=pytest.mark.slow),
-        pytest.param("hold_interpreter 1 12", 1, "fetch of step 12", marks=pytest.mark.slow),
-        pytest.param("hang_in_save 0 20", 0, "save of step 20", marks=pytest.mark.slow),
+        ("hang 1 12", 1, "fetch of step 12", ""),
+        pytest.param("hang 0 12", 0, "fetch of step 12", "", marks=pytest.mark.slow),
+        pytest.param("hold_interpreter 1 12", 1, "fetch of step 12", "", marks=pytest.mark.slow),
+        pytest.param("hang_in_save 0 20", 0, "save of step 20", "", marks=pytest.mark.slow),
+        # the other process hangs there, too: it gathers weights
+        pytest.param("hang_in_forward 1 12", 1, "forward of step 12", "fsdp2", marks=pytest.mark.slow),
+        pytest.param(
+            "hang_in_forward 1 12", 1, "forward of step 12", "deepspeed_zero3", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_a_hang_is_named_with_the_stacks_of_all(start, fault, culprit, phase):
-    job = start(fault, hang_timeout_s=HANG_TIMEOUT_S).wait_for_checkpoint()
+def test_a_hang_is_named_with_the_stacks_of_all(start, fault, culprit, phase, config):
+    job = start(fault, config=config, hang_timeout_s=HANG_TIMEOUT_S).wait_for_checkpoint()
     seconds, output = job.end()
     print(f"{fault} -> all gone: {seconds:.1f} s")
     assert f"FAULT {fault.split()[0]}" in output and TWO_PROCESSES in output

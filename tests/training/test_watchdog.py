@@ -10,12 +10,13 @@ from tinybert_dist.config import UserError
 from tinybert_dist.files import read_json
 from tinybert_dist.training import watchdog
 from tinybert_dist.training.health import TrainingFailed
-from tinybert_dist.training.heartbeat import Progress, beat, progress
+from tinybert_dist.training.heartbeat import WAITS, Progress, beat, progress
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.run_folder import Failure, RunFolder
 from tinybert_dist.training.watchdog import Watchdog
 
 LIMIT_S = 0.2
+GATHERS = "forward "  # a collective inside the forward: weights that are divided
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def judge(folder):
         for ticks in (1, 2):  # alive, and not moving
             for rank, (phase, step, events) in phases.items():
                 last = {"attempt": folder.attempt.token, "pid": os.getpid(), "ticks": ticks, "phase": phase}
-                last |= {"step": step, "events": events, "num_steps": num_steps}
+                waits = phase in WAITS or phase == GATHERS
+                last |= {"step": step, "events": events, "num_steps": num_steps, "waits": waits}
                 dog._path(rank, "json").write_text(json.dumps(last))
             dog._look()
             assert dog._stalled() is None or ticks == 2
@@ -61,6 +63,7 @@ def judge(folder):
         ),  # a batch more than the other, and not through it
         ({0: ("reduce", 6, 2), 1: ("reduce", 5, 7)}, 1),  # collectives that do not match: the one behind
         ({0: ("backward", 5, 5), 1: ("forward", 5, 4), 2: ("backward", 5, 5)}, 1),
+        ({0: (GATHERS, 5, 4), 1: ("forward", 5, 4)}, 1),
     ],
 )
 def test_the_culprit_is_the_one_the_others_wait_for(judge, phases, culprit):
@@ -82,7 +85,7 @@ def test_who_waits_for_a_process_at_work_is_well(folder):
     dog = Watchdog(folder, 0, 2, LIMIT_S)
     now = time.monotonic()
     at_work = {"step": 5, "num_steps": 5, "ticks": 1, "phase": "evaluate", "events": 7}
-    waiting = at_work | {"phase": "reduce"}
+    waiting = at_work | {"phase": "reduce", "waits": True}
     dog._seen = {0: watchdog.Seen(waiting, now, now - 9), 1: watchdog.Seen(at_work, now, now)}
     assert dog._stalled() is None
 

@@ -50,7 +50,7 @@ class EvaluateConfig(TaskOptions, StageOptions):
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluates the splits asked for, unlabelled ones get predictions only; returns the flat metrics."""
-    accelerator = start_accelerator(config.mixed_precision)
+    accelerator = start_accelerator(config.mixed_precision, timeout_s=1800)  # no watchdog here
     bad = BadRecords(config.on_bad_record)
     tokenizer = load_tokenizer(
         config.student_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length

@@ -25,6 +25,7 @@ from tinybert_dist.training.run_folder import Failure, RunFolder
 PERIOD_S = 1.0
 SILENT_S = 3.0  # a heartbeat that old is missing
 FIRST_STEP_S = 600.0  # least patience before the first step is done: loading, compilation
+COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/parti")
 GRACE_S = 2.0  # the others write their stacks, or end by themselves when their collective breaks
 
 
@@ -156,7 +157,7 @@ class Watchdog:
         return (not is_silent, self._waits(rank), last.get("step", 0), last.get("events", 0))
 
     def _waits(self, rank: int) -> bool:
-        return self._age_s(rank) <= SILENT_S and self._seen[rank].beat.get("phase") in WAITS
+        return self._age_s(rank) <= SILENT_S and self._seen[rank].beat.get("waits", False)
 
     def _patience_s(self) -> float:
         # nobody begins a second step before all have done the first
@@ -191,7 +192,8 @@ class Watchdog:
 
     def _write(self) -> None:
         self._ticks += 1
-        own = {"attempt": self.folder.attempt.token, "pid": os.getpid(), "ticks": self._ticks}
+        waits = progress.phase in WAITS or _is_in_collective()
+        own = {"attempt": self.folder.attempt.token, "pid": os.getpid(), "ticks": self._ticks, "waits": waits}
         content = json.dumps(own | vars(progress) | {"alive_at": time.time()}).encode().ljust(512)
         # over the same block, neither renamed nor synced: works on a full disk
         with contextlib.suppress(OSError):
@@ -203,6 +205,14 @@ class Watchdog:
 
     def _path(self, rank: int, suffix: str) -> Path:
         return self.folder.heartbeats / f"rank-{rank:05d}.{suffix}"
+
+
+def _is_in_collective() -> bool:
+    """Whether the main thread is in one: sharded weights are gathered inside forward and backward."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame and not any(part in frame.f_code.co_filename for part in COLLECTIVES):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _where(last: dict[str, Any]) -> str:
