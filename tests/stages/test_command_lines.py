@@ -244,3 +244,12 @@ def test_a_users_mistake_exits_with_2_and_no_traceback(desk, tmp_path, capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --data_dir") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("student", ["tinybert-4l-312", "D/student.json"])
+def test_a_student_without_weights_is_told_where_to_get_them(desk, tmp_path, capsys, student):
+    line = f"--teacher_model D/teacher --student_model {student} --data_dir D/SST-2 --output_dir OUT"
+    with pytest.raises(SystemExit) as stop:
+        started(task_distill, line, desk, tmp_path, capsys)
+    assert stop.value.code == 2
+    assert "general_distill makes it from text first" in capsys.readouterr().err

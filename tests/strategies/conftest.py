@@ -33,6 +33,7 @@ def stages(workspace):
         "train_batch_size": 12,
         "max_steps": 20,
         "learning_rate": 1e-3,
+        "max_grad_norm": 0.5,  # clips every step
         "logging_steps": 1,
         "wandb_mode": "disabled",
     }

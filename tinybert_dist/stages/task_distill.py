@@ -21,6 +21,7 @@ from tinybert_dist.distill.teacher import Teacher
 from tinybert_dist.models import (
     as_transformers_head,
     count_parameters,
+    is_named_student,
     label_names,
     load_classifier,
     load_tokenizer,
@@ -63,6 +64,11 @@ class TaskDistillConfig(TaskOptions, DistillOptions, TrainingOptions):
             self.lr_schedule = "constant"  # the reference's step 1 has neither warm-up nor decay
         super().__post_init__()
         self.do_eval = self.do_eval and not self.do_train
+        if is_named_student(self.student_model) or self.student_model.endswith(".json"):
+            raise UserError(
+                f"--student_model {self.student_model} is a new student without weights; general_distill "
+                "makes it from text first: give its --output_dir here"
+            )
         if self.teacher_model is None and not self.do_eval:
             raise UserError(
                 "task_distill needs --teacher_model (or --do_eval to evaluate --student_model alone)"
