@@ -31,8 +31,8 @@ from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.schedule import learning_rate_at
 from tinybert_dist.training.strategy import autocast, on_main
 from tinybert_dist.training.tracking import Tracker
-from tinybert_dist.training.trained import wrap
 from tinybert_dist.training.window import Window
+from tinybert_dist.training.wrap import wrap
 
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
 PADDED_PIECES = 8

@@ -28,15 +28,6 @@ from tinybert_dist.training.strategy import RunAccelerator, autocast
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def wrap(accelerator: RunAccelerator, module: LossModule, options: TrainingOptions) -> "Trained":
-    """The module under the launcher's strategy. Collective."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from tinybert_dist.training.zero import ZeroTrained
-
-        return ZeroTrained(accelerator, module, options)
-    return Trained(accelerator, module, options)
-
-
 class Trained:
     """One process, DDP and FSDP2: torch's optimizer steps over the parameters, whole or sharded."""
 
