@@ -19,11 +19,12 @@ PREDICTIONS = {"pred_distill": True, "eval_step": 5}
 # name: stage, changes
 LOSSES = {
     "scores_alone": ("general_distill", {"hidden_weight": 0, "embedding_weight": 0}),
-    "projections": ("general_distill", {"per_layer_projections": True}),
     "bfloat16": ("general_distill", {"mixed_precision": "bf16"}),
     "predictions": ("task_distill", PREDICTIONS),
     "labels": ("finetune_teacher", {"eval_step": 5}),
 }
+# two trainings in one process, one after the other
+PRETRAINING = {"pretrain_steps": 4, "max_steps": 4}
 # stages that run the teacher, and the one that keeps its logits
 TEACHER = {
     "general": ("general_distill", {}),
@@ -67,6 +68,8 @@ def runs(stages, workspace, config, num_processes):
     if config in STRATEGIES:
         for name, (stage, changes) in LOSSES.items():
             plan[f"losses/{name}"] = (stage, stages[stage] | changes)
+    if config in ("cpu_2_processes", "fsdp2", "deepspeed_zero2"):
+        plan["pretrained"] = ("finetune_teacher", pretraining_options(stages, workspace))
     if config in SHARDINGS:
         for name, (stage, changes) in TEACHER.items():
             sharded = {"teacher_sharding": SHARDINGS[config]}
@@ -82,6 +85,13 @@ def stopped_options(stages, workspace, num_processes):
         "save_step": STOP,
         "gradient_accumulation_steps": 2 // num_processes,
     }
+
+
+def pretraining_options(stages, workspace):
+    """A new model, pretrained on text and then fine-tuned."""
+    options = {name: v for name, v in stages["finetune_teacher"].items() if name != "teacher_model"}
+    source = {"from_scratch": workspace / "no_dropout.json", "pretrain_file_path": workspace / "corpus.txt"}
+    return options | PRETRAINING | source | {"tokenizer": workspace / "teacher"}
 
 
 def stopped_at(step, finished, folder):

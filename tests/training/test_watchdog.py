@@ -90,6 +90,20 @@ def test_who_waits_for_a_process_at_work_is_well(folder):
     assert dog._stalled() is None
 
 
+def test_a_machine_that_vanishes_is_named_unless_all_seem_to(folder, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    dog = Watchdog(folder, 0, 3, LIMIT_S)
+    now = time.monotonic()
+    beating = {"step": 5, "num_steps": 5, "ticks": 1, "phase": "forward", "events": 7}
+    long_ago = now - watchdog.GONE_S - 1
+    dog._seen = {rank: watchdog.Seen(beating, now, now) for rank in range(3)}
+    assert dog._gone() is None
+    dog._seen[2] = watchdog.Seen(beating, long_ago, long_ago)
+    assert dog._gone().process == 2 and "silent for 61 s" in dog._gone().reason
+    dog._seen[1] = watchdog.Seen(beating, long_ago, long_ago)
+    assert dog._gone() is None  # the file system stalls, or this machine is cut off
+
+
 def test_a_beat_costs_nothing():
     since = time.perf_counter()
     for _ in range(10_000):

@@ -133,7 +133,6 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
             facts={"model": f"{source or config.from_scratch}: {count_parameters(model):,} parameters"},
         )
     )
-    accelerator.free_memory()
     return outcome
 
 

@@ -22,13 +22,13 @@ from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import encoder_outputs
 from tinybert_dist.training.run_folder import refuse_strangers_folder
-from tinybert_dist.training.strategy import on_main, start_accelerator, teacher_dtype
+from tinybert_dist.training.strategy import on_main, start_accelerator
 from tinybert_dist.training.student import (
     check_same_vocabulary,
     continue_projections,
     new_or_trained_student,
 )
-from tinybert_dist.training.teacher_placement import place_teacher
+from tinybert_dist.training.teacher_placement import place_teacher, require_sharding, teacher_dtype
 from tinybert_dist.training.train import train
 
 
@@ -65,6 +65,7 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
 def run(config: GeneralDistillConfig) -> dict[str, Any]:
     """Prepares the corpus when needed, distils, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
+    require_sharding(accelerator, config.teacher_sharding)
     on_main(accelerator, refuse_strangers_folder, config.output_dir)
     tokenizer = load_tokenizer(
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
@@ -124,7 +125,6 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
             facts={**facts, "learns": f"layers {layer_map} (student:teacher)"},
         )
     )  # fmt: skip
-    accelerator.free_memory()
     return outcome
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import yaml
 
 from tinybert_dist import cli
@@ -149,12 +150,16 @@ def _is_launched(step: Step, launcher: Sequence[str]) -> bool:
 def _run_launched(command: Sequence[str]) -> int | None:
     """Exit code, None when asked to stop meanwhile: the request is passed on, and its save waited for."""
     processes: list[subprocess.Popen] = []
+    workers: list[psutil.Process] = []
     asked = False
 
     def pass_on(number: int, frame: object) -> None:
         nonlocal asked
         asked = True
         for process in processes:
+            # a launcher of one process, or one signalled twice, dies before its workers have saved
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers.extend(psutil.Process(process.pid).children(recursive=True))
             process.send_signal(signal.SIGTERM)  # of SIGUSR1 a launcher dies
 
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -165,6 +170,8 @@ def _run_launched(command: Sequence[str]) -> int | None:
             if asked:
                 process.send_signal(signal.SIGTERM)
             code = process.wait()
+            while any(map(_is_alive, workers)):
+                time.sleep(0.1)
     except FileNotFoundError as error:
         raise UserError(
             f"--launcher: the program {command[0]!r} was not found. Activate its environment."
@@ -173,6 +180,13 @@ def _run_launched(command: Sequence[str]) -> int | None:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return None if asked else code
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _run_here(step: Step) -> int:

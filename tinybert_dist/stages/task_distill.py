@@ -35,10 +35,10 @@ from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs
 from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
-from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator, teacher_dtype
+from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.student import check_same_vocabulary, continue_projections
 from tinybert_dist.training.targets import KeptLogits, keep_logits
-from tinybert_dist.training.teacher_placement import place_teacher
+from tinybert_dist.training.teacher_placement import place_teacher, require_sharding, teacher_dtype
 from tinybert_dist.training.train import train
 
 
@@ -107,6 +107,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         names = {f.name for f in fields(evaluate.EvaluateConfig)}
         return evaluate.run(evaluate.EvaluateConfig(**{k: v for k, v in vars(config).items() if k in names}))
     accelerator = start_accelerator(config.mixed_precision)
+    require_sharding(accelerator, config.teacher_sharding)
     on_main(accelerator, refuse_strangers_folder, config.output_dir)
     bad = BadRecords(config.on_bad_record)
     assert config.teacher_model is not None  # __post_init__ demands it for training
@@ -166,7 +167,6 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
             facts=facts,
         )
     )  # fmt: skip
-    accelerator.free_memory()
     return outcome
 
 
@@ -216,7 +216,7 @@ def make_targets(
 
     if config.dry_run:
         return teacher_of_predictions()
-    return keep_logits(
+    kept = keep_logits(
         Path(config.output_dir) / "teacher_logits",
         teacher_of_predictions,
         num_classes,
@@ -226,6 +226,9 @@ def make_targets(
         key=key | {"head": config.classifier_head},
         max_tokens=config.eval_batch_size * config.max_seq_length,
     )
+    if config.teacher_sharding == "none":
+        pair.teacher.cpu()  # not run again
+    return kept
 
 
 def training_rows(task: TaskData, tokenizer, max_seq_length: int) -> TokenDataset:

@@ -76,6 +76,7 @@ class TrainingLoop:
         self.trained = wrap(accelerator, job.module, options)
         if resumed:
             self.trained.load_moments(resumed.moments(), self.step)
+        self.term_weights = torch.tensor(list(job.module.term_weights.values()), device=accelerator.device)
         self.saved_step = self.step if resumed else -1
 
     def batches(self, rank: int, world_size: int) -> StepBatches:
@@ -132,8 +133,8 @@ class TrainingLoop:
                 values = self._progress() | window.values()
                 window = Window(self.job.module.term_weights)
             if self.job.evaluate and (self.step % self.eval_step == 0 or last):
-                values |= {f"eval/{k}": v for k, v in self._evaluate().items()}
-                window.started_at = time.perf_counter()
+                with window.paused():
+                    values |= {f"eval/{k}": v for k, v in self._evaluate().items()}
             if values:
                 beat("log")
                 tracker.log(self.step, values)
@@ -141,7 +142,8 @@ class TrainingLoop:
             if stop_ranks and not last:
                 stop_reason = stop.reason or f"asked on process {stop_ranks[0]}"
             if self.step % self.save_step == 0 or last or stop_reason:
-                self.save()
+                with window.paused():
+                    self.save()
         progress.finish()
         tracker.summary({"step": self.step, **{f"best/{k}": v for k, v in (self.best or {}).items()}})
         tracker.finish()
@@ -166,7 +168,7 @@ class TrainingLoop:
                 terms = torch.stack(
                     [sums[t] / totals[groups.index(t.split("/")[0])] for t in job.module.term_weights]
                 )
-                loss = (terms * weight) @ terms.new_tensor(list(job.module.term_weights.values()))
+                loss = (terms * weight) @ self.term_weights.to(terms.dtype)
                 beat("backward")
                 # times the processes: undoes the wrapper's mean over them
                 self.trained.backward(loss * accelerator.num_processes)

@@ -7,6 +7,7 @@ GPUs (nccl) or, for tests and small models, on CPUs (gloo).
 import datetime
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,7 +22,7 @@ from accelerate.utils import (
     str_to_bool,
 )
 
-from tinybert_dist.config import UserError
+from tinybert_dist.config import StageFailed, UserError
 from tinybert_dist.training.heartbeat import beat
 
 ResultT = TypeVar("ResultT")
@@ -48,18 +49,17 @@ def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 86400) -
     has_gpu = torch.cuda.is_available()
     group = {"timeout": datetime.timedelta(seconds=timeout_s), "backend": "nccl" if has_gpu else "gloo"}
     handlers: list = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
-    if _launched_with("ACCELERATE_USE_DEEPSPEED"):
+    with_deepspeed, with_fsdp = map(_launched_with, ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
+    if with_deepspeed:
         _ready_for_deepspeed(has_gpu)
-    if _launched_with("ACCELERATE_USE_FSDP"):
-        _ready_for_fsdp2(has_gpu, group)
-    elif world_size > 1 or _launched_with("ACCELERATE_USE_DEEPSPEED"):
+    if with_fsdp and not has_gpu:
+        _ready_for_fsdp2_on_cpu(group)
+    elif world_size > 1 or with_deepspeed or with_fsdp:
         # without the explicit backend a CPU launch silently gives processes that train alone
         handlers.append(InitProcessGroupKwargs(**group))
     if mixed_precision in {"auto", "fastest"}:
         mixed_precision = "bf16" if _has_fast_bf16(has_gpu, mixed_precision == "fastest") else "no"
-    use_cpu = not has_gpu and not any(
-        map(_launched_with, ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
-    )
+    use_cpu = not (has_gpu or with_deepspeed or with_fsdp)
     accelerator = RunAccelerator(cpu=use_cpu, mixed_precision="no", kwargs_handlers=handlers)
     accelerator.precision = mixed_precision
     if accelerator.num_processes != world_size:
@@ -88,9 +88,7 @@ def _ready_for_deepspeed(has_gpu: bool) -> None:
     os.environ.pop("ACCELERATE_USE_CPU", None)  # would silently turn DeepSpeed into DDP
 
 
-def _ready_for_fsdp2(has_gpu: bool, group: dict) -> None:
-    if has_gpu:
-        return
+def _ready_for_fsdp2_on_cpu(group: dict) -> None:
     PartialState(cpu=True, timeout=group["timeout"])
     # accelerate looks at fsdp_config only for this type, and on CPUs ignores it without a word
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -115,7 +113,7 @@ def strategy_name(accelerator: Accelerator) -> str:
 
 def _has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
     if has_gpu:
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # emulated bf16 is several times slower than float32; with the instructions it is about twice as fast
     return cpu_too and torch.cpu._is_avx512_bf16_supported()
 
@@ -134,8 +132,8 @@ def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *argumen
         try:
             outcome[0] = function(*arguments)
         except Exception as error:  # whatever it is, the others must not wait for a result
-            error.process = 0  # type: ignore[attr-defined]
-            outcome[1] = error
+            outcome[1] = _sendable(error)
+            outcome[1].process = 0
     beat("wait")
     broadcast_object_list(outcome)
     if outcome[1] is not None:
@@ -143,6 +141,9 @@ def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *argumen
     return outcome[0]
 
 
-def teacher_dtype(accelerator: RunAccelerator) -> torch.dtype:
-    """The teacher needs no master weights: it computes in the precision of the run."""
-    return torch.bfloat16 if accelerator.precision == "bf16" else torch.float32
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, to see whether the others can read it
+    except Exception:
+        return StageFailed(f"{type(error).__name__}: {error}")
+    return error

@@ -21,12 +21,12 @@ from tinybert_dist.training.strategy import RunAccelerator, on_main
 class KeptLogits:
     """Targets of the prediction loss by dataset row: [N, C] in the student's label order."""
 
-    def __init__(self, logits_NC: np.ndarray):
-        self.logits_NC = torch.from_numpy(np.ascontiguousarray(logits_NC, dtype=np.float32))
+    def __init__(self, logits_NC: np.ndarray, device: torch.device):
+        # a few numbers a row, and looked up there without waiting for the device
+        self.logits_NC = torch.from_numpy(np.ascontiguousarray(logits_NC, dtype=np.float32)).to(device)
 
     def __call__(self, batch: MicroBatch) -> TeacherSignals:
-        logits = self.logits_NC[batch.rows_B.cpu()].to(batch.input_ids.device, non_blocking=True)
-        return TeacherSignals(hidden={}, attention={}, logits=logits)
+        return TeacherSignals(hidden={}, attention={}, logits=self.logits_NC[batch.rows_B])
 
 
 def keep_logits(
@@ -60,7 +60,7 @@ def keep_logits(
 
         logits_NC = logits_of(forward, num_classes, dataset, collate, accelerator, max_tokens)
         on_main(accelerator, _write, folder, path, note, logits_NC, wanted)
-    return KeptLogits(load_file(path)["logits"])
+    return KeptLogits(load_file(path)["logits"], accelerator.device)
 
 
 def _is_whole(path: Path, note: Path, key: str) -> bool:

@@ -11,6 +11,19 @@ from tinybert_dist.distill.teacher import Teacher
 from tinybert_dist.training.strategy import RunAccelerator
 
 
+def teacher_dtype(accelerator: RunAccelerator) -> torch.dtype:
+    """The teacher needs no master weights: it computes in the precision of the run."""
+    return torch.bfloat16 if accelerator.precision == "bf16" else torch.float32
+
+
+def require_sharding(accelerator: RunAccelerator, sharding: str) -> None:
+    """Raises UserError for a sharding that this launch cannot give, before anything is loaded."""
+    if sharding == "zero3" and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise UserError(
+            "--teacher_sharding zero3 needs DeepSpeed (accelerate_configs/deepspeed_*); use fsdp2"
+        )
+
+
 def place_teacher(
     teacher: Teacher, accelerator: RunAccelerator, sharding: str, dtype: torch.dtype
 ) -> Teacher:

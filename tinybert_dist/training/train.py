@@ -22,7 +22,9 @@ def train(job: Job) -> dict[str, Any]:
     Raises UserError when the folder is another run's, TrainingFailed when the run cannot go on.
     """
     say = print if job.accelerator.is_main_process else _silent
-    folder = RunFolder(job.options.output_dir, job.stage, job.options, job.inputs)
+    # as resolved: "auto" on another machine may be another precision
+    inputs = job.inputs | {"mixed_precision": job.accelerator.precision}
+    folder = RunFolder(job.options.output_dir, job.stage, job.options, inputs)
     if job.options.dry_run:
         job.targets = job.make_targets()
         _describe(job, TrainingLoop(job, folder, None), say)
@@ -38,7 +40,9 @@ def train(job: Job) -> dict[str, Any]:
             ExitStack() as until_recorded,
         ):
             try:
-                return _train(job, folder, say, until_recorded)
+                outcome = _train(job, folder, say, until_recorded)
+                job.accelerator.free_memory()  # the optimizer's: another job may follow
+                return outcome
             except Exception as error:
                 _fail(job, folder, watchdog, worker_failure(error) or error)
                 raise

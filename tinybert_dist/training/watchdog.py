@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from tinybert_dist.config import StageFailed, UserError
 from tinybert_dist.training.heartbeat import WAITS, Progress, beat, progress
@@ -26,6 +27,7 @@ PERIOD_S = 1.0
 SILENT_S = 3.0  # a heartbeat that old is missing
 FIRST_STEP_S = 600.0  # least patience before the first step is done: loading, compilation
 COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "deepspeed/runtime/zero/parti")
+GONE_S = 60.0  # heartbeats of other machines come through a shared file system
 GRACE_S = 2.0  # the others write their stacks, or end by themselves when their collective breaks
 
 
@@ -75,7 +77,8 @@ class Watchdog:
         """Who failed first when `error` reached this process: itself, or the one whose end was its cause."""
         process = getattr(error, "process", None)  # set by those that know
         is_told = isinstance(error, (StageFailed, UserError))
-        if isinstance(error, RuntimeError) and not is_told and process is None:
+        is_own = is_told or process is not None or isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, RuntimeError) and not is_own:
             # perhaps only a connection that closed, while the one that closed it is still being seen to die
             give_up_at = time.monotonic() + SILENT_S + 2 * PERIOD_S
             while len(self.ranks) > 1 and time.monotonic() < give_up_at:
@@ -98,8 +101,17 @@ class Watchdog:
             self._write()
             # by a thread of C, for a main thread that never gives the interpreter back; neighbours end it
             faulthandler.dump_traceback_later(self._patience_s(), exit=not self.neighbours, file=self._stacks)
-            if failure := self._failure() or self._stalled():
+            if failure := self._failure() or self._gone() or self._stalled():
                 self._end(failure)
+
+    def _gone(self) -> Failure | None:
+        """A process of another machine, whose end no launcher here and perhaps no connection tells."""
+        others = [r for r in self.ranks if r != self.rank and r not in self.neighbours]
+        silent = [r for r in others if self._age_s(r) > GONE_S]
+        # all of them at once: rather the file system that stalls, or this machine that is cut off
+        return (
+            self._stall_of(silent[0]) if silent and (len(silent) < len(others) or len(others) == 1) else None
+        )
 
     def _end(self, failure: Failure) -> None:
         self.folder.fail(failure, progress.step)

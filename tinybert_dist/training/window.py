@@ -2,6 +2,8 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -29,6 +31,13 @@ class Window:
             if "/" in term:
                 self.losses[f"loss/{term.split('/')[0]}"] += value
             self.losses["loss/total"] += value * self.term_weights[term]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training: evaluation, checkpoints."""
+        since = time.perf_counter()
+        yield
+        self.started_at += time.perf_counter() - since
 
     def values(self) -> dict[str, float]:
         """Metrics, as means over the steps."""

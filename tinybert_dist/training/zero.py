@@ -34,6 +34,9 @@ class ZeroTrained(Trained):
             # accelerate's 0 means unset, and DeepSpeed then clips at 1
             "gradient_clipping": self.max_norm,
         }
+        # by default 2 GB on every process, however small the model
+        bucket = min(sum(p.numel() for _, p in self.named_parameters()), 50_000_000)
+        config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         self.engine, _ = self.accelerator.prepare(self.live, optimizer)
         self.zero = self.engine.optimizer
         self.is_partitioned = self.accelerator.deepspeed_plugin.zero_stage == 3
@@ -90,7 +93,7 @@ class ZeroTrained(Trained):
     def moments(self) -> dict[str, Tensor]:
         """See Trained.moments."""
         return {
-            f"{m}.{name}": safe_get_full_optimizer_state(parameter, m)
+            f"{m}.{name}": safe_get_full_optimizer_state(parameter, m).cpu()
             for name, parameter in self.named_parameters()
             for m in MOMENTS
         }
