@@ -25,6 +25,8 @@ LOSSES = {
 }
 # two trainings in one process, one after the other
 PRETRAINING = {"pretrain_steps": 4, "max_steps": 4}
+WITH_LOSSES = ("cpu_2_processes", "fsdp2", "deepspeed_zero2", "deepspeed_zero3")
+WITH_PRETRAINING = ("cpu_2_processes", "fsdp2", "deepspeed_zero2")
 # stages that run the teacher, and the one that keeps its logits
 TEACHER = {
     "general": ("general_distill", {}),
@@ -57,6 +59,12 @@ def flags(options):
 def runs(stages, workspace, config, num_processes):
     """{name: (stage, options)} of one configuration."""
     plan = {}
+    if config in SHARDINGS:
+        for name, (stage, changes) in TEACHER.items():
+            sharded = {"teacher_sharding": SHARDINGS[config]}
+            plan[f"teacher/{name}"] = (stage, stages[stage] | changes | sharded)
+    if config not in STRATEGIES and config != "cpu":
+        return plan
     for stage in ("general_distill", "task_distill"):
         for accumulation in ACCUMULATIONS:
             # all checkpoints are kept: gradients are read from the first
@@ -65,15 +73,11 @@ def runs(stages, workspace, config, num_processes):
     if num_processes == 1 and config != "cpu":
         return plan
     plan["undisturbed"] = ("general_distill", stopped_options(stages, workspace, num_processes))
-    if config in STRATEGIES:
+    if config in WITH_LOSSES:
         for name, (stage, changes) in LOSSES.items():
             plan[f"losses/{name}"] = (stage, stages[stage] | changes)
-    if config in ("cpu_2_processes", "fsdp2", "deepspeed_zero2"):
+    if config in WITH_PRETRAINING:
         plan["pretrained"] = ("finetune_teacher", pretraining_options(stages, workspace))
-    if config in SHARDINGS:
-        for name, (stage, changes) in TEACHER.items():
-            sharded = {"teacher_sharding": SHARDINGS[config]}
-            plan[f"teacher/{name}"] = (stage, stages[stage] | changes | sharded)
     return plan
 
 

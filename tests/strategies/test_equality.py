@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from campaign import ACCUMULATIONS, LOSSES, STRATEGIES, loss_difference, metrics
+from campaign import (
+    ACCUMULATIONS,
+    LOSSES,
+    STRATEGIES,
+    WITH_LOSSES,
+    WITH_PRETRAINING,
+    loss_difference,
+    metrics,
+)
 from safetensors.torch import load_file
 
 from tinybert_dist.files import read_json
@@ -61,7 +69,7 @@ def test_equal_to_one_process(campaign, config, num_processes, capsys):
             assert gradient <= GRADIENT_TOLERANCE
 
 
-@pytest.mark.parametrize("config", [c for c in STRATEGIES if c != "cpu_2_processes"])
+@pytest.mark.parametrize("config", WITH_LOSSES[1:])
 def test_every_loss_and_its_evaluation(campaign, config, capsys):
     ours, plain = campaign(config).folder / "losses", campaign("cpu_2_processes").folder / "losses"
     assert campaign(config).stdout.count("bf16 mixed precision") == 1
@@ -79,7 +87,7 @@ def test_every_loss_and_its_evaluation(campaign, config, capsys):
             assert scores[0] == scores[1] and len([s for s in scores[0] if s is not None]) == 4
 
 
-@pytest.mark.parametrize("config", ["fsdp2", "deepspeed_zero2"])
+@pytest.mark.parametrize("config", WITH_PRETRAINING[1:])
 def test_two_trainings_in_one_process(campaign, config):
     """Pretraining and fine-tuning: the second starts without the first's optimizer."""
     ours, plain = campaign(config).folder / "pretrained", campaign("cpu_2_processes").folder / "pretrained"

@@ -1,6 +1,7 @@
 """A run begun under any strategy goes on under any other, dropout on, as if nothing had happened."""
 
 import pytest
+import torch
 from campaign import STEPS, STOP, STRATEGIES, metrics, stopped_at, stopped_options
 from safetensors.torch import load_file
 
@@ -42,21 +43,16 @@ def test_resumes_what_any_strategy_saved(several_runs, campaign, stages, workspa
         assert furthest <= (0 if before == after else TOLERANCE)
 
 
-@pytest.mark.parametrize("config", ["fsdp2", "deepspeed_zero3"])
+@pytest.mark.parametrize("config", ["deepspeed_zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_three_processes_divide_nothing_evenly(several_runs, campaign, stages, workspace, tmp_path, config):
-    """Sizes that three does not divide: shards are padded, saved whole and resumed."""
+    """Sizes that three does not divide: shards are padded; what two began goes on to the same numbers."""
     two = campaign(config).folder / "undisturbed"
-    options = stopped_options(stages, workspace, 2)
-    folders = [stopped_at(STOP, two, tmp_path / "from_two"), tmp_path / "alone"]
-    result = several_runs(
-        config, 3, [("general_distill", options | {"output_dir": folder}) for folder in folders]
-    )
-    assert result.stdout.count(f"3 on cpu, {STRATEGIES[config]}") == 2
+    folder = stopped_at(STOP, two, tmp_path / "run")
+    options = stopped_options(stages, workspace, 2) | {"output_dir": folder}
+    result = several_runs(config, 3, [("general_distill", options)])
+    assert f"3 on cpu, {STRATEGIES[config]}" in result.stdout and f"from step {STOP}" in result.stdout
     # as many micro-batches as two processes began with: the same draws, one dummy on the third
-    for ours, theirs in zip(metrics(folders[0])[-STEPS:], metrics(two), strict=True):
+    for ours, theirs in zip(metrics(folder)[-STEPS:], metrics(two), strict=True):
         assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=TOLERANCE), ours["step"]
-    again = stopped_at(STOP, folders[1], tmp_path / "again")
-    result = several_runs(config, 3, [("general_distill", options | {"output_dir": again})])
-    assert f"from step {STOP}" in result.stdout
-    weights, expected = (load_file(folder / "model.safetensors") for folder in (again, folders[1]))
-    assert all(weights[name].equal(expected[name]) for name in expected)
+    weights, expected = (load_file(f / "model.safetensors") for f in (folder, two))
+    assert all(torch.allclose(weights[name], expected[name], rtol=0, atol=TOLERANCE) for name in expected)
