@@ -1,6 +1,5 @@
 """Real processes: one wandb run, every row evaluated once, signals to all of them at once."""
 
-import json
 import os
 import signal
 import subprocess
@@ -38,10 +37,6 @@ def arguments(workspace, output_dir, **changes):
         **changes,
     }
     return [x for name, value in options.items() for x in (f"--{name}", value)]
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
