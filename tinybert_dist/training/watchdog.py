@@ -109,9 +109,8 @@ class Watchdog:
         others = [r for r in self.ranks if r != self.rank and r not in self.neighbours]
         silent = [r for r in others if self._age_s(r) > GONE_S]
         # all of them at once: rather the file system that stalls, or this machine that is cut off
-        return (
-            self._stall_of(silent[0]) if silent and (len(silent) < len(others) or len(others) == 1) else None
-        )
+        is_one_of_them = len(silent) == 1 or 0 < len(silent) < len(others)
+        return self._stall_of(silent[0]) if is_one_of_them else None
 
     def _end(self, failure: Failure) -> None:
         self.folder.fail(failure, progress.step)
