@@ -7,7 +7,6 @@ GPUs (nccl) or, for tests and small models, on CPUs (gloo).
 import datetime
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -128,22 +127,18 @@ def autocast(accelerator: RunAccelerator) -> torch.autocast:
 def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *arguments: object) -> ResultT:
     """Runs `function` on the main process only; its result, or its error, reaches every process."""
     outcome: list = [None, None]
+    own: Exception | None = None
     if accelerator.is_main_process:
         try:
             outcome[0] = function(*arguments)
         except Exception as error:  # whatever it is, the others must not wait for a result
-            outcome[1] = _sendable(error)
-            outcome[1].process = 0
+            own = error
+            # any other kind may hold what cannot be sent, and the others would wait for ever
+            is_ours = isinstance(error, (UserError, StageFailed))
+            outcome[1] = error if is_ours else StageFailed(f"{type(error).__name__}: {error}")
+            own.process = outcome[1].process = 0  # type: ignore[attr-defined]
     beat("wait")
     broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if failure := own or outcome[1]:
+        raise failure
     return outcome[0]
-
-
-def _sendable(error: Exception) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, to see whether the others can read it
-    except Exception:
-        return StageFailed(f"{type(error).__name__}: {error}")
-    return error
