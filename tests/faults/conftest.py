@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 from jobs import FAULTY, Job, arguments
 
@@ -18,3 +20,21 @@ def start(workspace, launch, tmp_path, monkeypatch):
     yield begin
     for job in jobs:
         job.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(size) mounts a file system of that size, or changes its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size):
+        options = f"size={size},remount" if folder.is_mount() else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("needs the right to mount a small file system")
+        return folder
+
+    yield resize
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)

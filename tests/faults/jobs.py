@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import psutil
+from command_lines import general_distillation
 
 from tinybert_dist.files import read_json
 
@@ -25,15 +26,7 @@ OPTIONS = {
 
 def arguments(workspace, folder, **changes):
     """The command line of general_distill; wandb off: its start takes seconds."""
-    options = {
-        "train_file_path": workspace / "corpus.txt",
-        "teacher_model": workspace / "teacher",
-        "student_model": workspace / "student.json",
-        "output_dir": folder,
-        **OPTIONS,
-        **changes,
-    }
-    return [x for name, value in options.items() for x in (f"--{name}", value)]
+    return general_distillation(workspace, folder, **OPTIONS | changes)
 
 
 class Job:

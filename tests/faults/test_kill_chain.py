@@ -6,11 +6,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import psutil
 import pytest
+from command_lines import general_distillation
 
 from tinybert_dist.files import read_json, sha256_of
 
@@ -30,15 +30,7 @@ OPTIONS = {
 
 
 def arguments(workspace, output_dir, **changes):
-    options = {
-        "train_file_path": workspace / "corpus.txt",
-        "teacher_model": workspace / "teacher",
-        "student_model": workspace / "student.json",
-        "output_dir": output_dir,
-        **OPTIONS,
-        **changes,
-    }
-    return [x for name, value in options.items() for x in (f"--{name}", value)]
+    return general_distillation(workspace, output_dir, **OPTIONS | changes)
 
 
 @pytest.fixture(scope="module")
@@ -166,24 +158,6 @@ def test_with_all_checkpoints_damaged_it_stops_and_deletes_nothing(workspace, la
     for step in steps_of(folder):
         assert f"step-{step:08d} is damaged (model.safetensors does not match its sha256)" in result.stdout
     assert {p: sha256_of(p) for p in (folder / "checkpoints").rglob("*") if p.is_file()} == before
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """small_disk(size) mounts a file system of that size, or changes its size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def resize(size):
-        options = f"size={size},remount" if folder.is_mount() else f"size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("needs the right to mount a small file system")
-        return folder
-
-    yield resize
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_fills_up(workspace, launch, undisturbed, small_disk):

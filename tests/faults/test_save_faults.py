@@ -5,7 +5,6 @@ import multiprocessing
 import re
 import shutil
 import signal
-import subprocess
 
 import pytest
 import torch
@@ -141,24 +140,6 @@ def test_an_error_at_every_file_operation(before, operations, tmp_path):
     assert len(errors) == len(operations) - 2
     for error in errors:
         assert re.search(r"No space left on device.* bytes, .* are free.*the same command resumes", error)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """small_disk(size) mounts a file system of that size, or changes its size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def resize(size):
-        options = f"size={size},remount" if folder.is_mount() else f"size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("needs the right to mount a small file system")
-        return folder
-
-    yield resize
-    if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk(small_disk):

@@ -51,11 +51,6 @@ class Campaign:
     num_runs: int
 
 
-def flags(options):
-    """--name value ... of a dict."""
-    return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
-
-
 def runs(stages, workspace, config, num_processes):
     """{name: (stage, options)} of one configuration."""
     plan = {}

@@ -2,7 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from campaign import Campaign, flags, runs
+from campaign import Campaign, runs
+from command_lines import flags
 
 from tinybert_dist.stages import general_distill
 

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from campaign import SHARDINGS, STRATEGIES, flags
+from campaign import SHARDINGS, STRATEGIES
+from command_lines import flags
 
 pytestmark = pytest.mark.dist
 # started by the tests of equality and of divided teachers

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from campaign import STRATEGIES, flags
+from campaign import STRATEGIES
+from command_lines import flags
 
 from tinybert_dist.files import read_json
 

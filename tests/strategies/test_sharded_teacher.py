@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from campaign import SHARDINGS, flags, loss_difference
+from campaign import SHARDINGS, loss_difference
+from command_lines import flags
 from transformers import BertConfig, BertModel
 
 from tinybert_dist.files import read_json

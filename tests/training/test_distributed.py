@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from command_lines import general_distillation
 
 from tinybert_dist.files import read_json
 from tinybert_dist.stages import evaluate
@@ -28,15 +29,7 @@ OPTIONS = {
 
 
 def arguments(workspace, output_dir, **changes):
-    options = {
-        "train_file_path": workspace / "corpus.txt",
-        "teacher_model": workspace / "teacher",
-        "student_model": workspace / "student.json",
-        "output_dir": output_dir,
-        **OPTIONS,
-        **changes,
-    }
-    return [x for name, value in options.items() for x in (f"--{name}", value)]
+    return general_distillation(workspace, output_dir, **OPTIONS | changes)
 
 
 @pytest.fixture(scope="module")

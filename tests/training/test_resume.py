@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from command_lines import flags
 
 from tinybert_dist.config import UserError, parse
 from tinybert_dist.files import read_json, sha256_of
@@ -27,10 +28,6 @@ def general(workspace, output_dir, **changes):
         "wandb_mode": "disabled",
     } | changes
     return general_distill.run(parse(general_distill.GeneralDistillConfig, flags(options)))
-
-
-def flags(options):
-    return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")

@@ -165,6 +165,11 @@ def layer_stacks(model: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
+def encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Every encoder layer, from the bottom."""
+    return [layer for parent, name in layer_stacks(model) for layer in getattr(parent, name)]
+
+
 def truncate_layers(model: PreTrainedModel, num_layers: int) -> None:
     """Drops the encoder layers above `num_layers`, in place: nothing learns from them."""
     stacks = layer_stacks(model)

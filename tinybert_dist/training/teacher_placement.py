@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tinybert_dist.config import UserError
-from tinybert_dist.distill.capture import layer_stacks
+from tinybert_dist.distill.capture import encoder_layers
 from tinybert_dist.distill.teacher import Teacher
 from tinybert_dist.training.strategy import RunAccelerator
 
@@ -47,9 +47,8 @@ def place_teacher(
 def _shard_with_fsdp2(teacher: Teacher, accelerator: RunAccelerator) -> Teacher:
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     base = teacher.model.base_model
-    for parent, name in layer_stacks(base):
-        for layer in getattr(parent, name):
-            fully_shard(layer, mesh=mesh)
+    for layer in encoder_layers(base):
+        fully_shard(layer, mesh=mesh)
     if embeddings := getattr(base, "embeddings", None):
         fully_shard(embeddings, mesh=mesh)
     fully_shard(teacher, mesh=mesh)

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tinybert_dist.distill.capture import layer_stacks
+from tinybert_dist.distill.capture import encoder_layers
 from tinybert_dist.distill.modules import LossModule, LossSums
 from tinybert_dist.training.optimizer import build_optimizer
 from tinybert_dist.training.options import TrainingOptions
@@ -49,8 +49,7 @@ class Trained:
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
-            base = self.live.model.base_model
-            layers = [layer for parent, name in layer_stacks(base) for layer in getattr(parent, name)]
+            layers = encoder_layers(self.live.model.base_model)
             plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
         wrapped, prepared = self.accelerator.prepare(self.live, optimizer)
         return wrapped, prepared.optimizer  # accelerate's wrapper would decide for itself when to step
