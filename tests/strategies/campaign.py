@@ -111,7 +111,17 @@ def metrics(folder):
 
 def loss_difference(folder, reference):
     """Largest relative difference of any loss term in any step."""
+    return _difference(folder, reference, "loss/")
+
+
+def norm_difference(folder, reference):
+    """Largest relative difference of the unclipped gradient norm in any step: clipping hides factors."""
+    return _difference(folder, reference, "grad_norm")
+
+
+def _difference(folder, reference, prefix):
     ours, theirs = metrics(folder), metrics(reference)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
-    terms = [key for key in theirs[0] if key.startswith("loss/")]
-    return max(abs(a[t] - b[t]) / abs(b[t]) for a, b in zip(ours, theirs, strict=True) for t in terms)
+    keys = [key for key in theirs[0] if key.startswith(prefix)]
+    assert keys
+    return max(abs(a[k] - b[k]) / abs(b[k]) for a, b in zip(ours, theirs, strict=True) for k in keys)
