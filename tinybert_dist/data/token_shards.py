@@ -36,10 +36,11 @@ class Shard:
     @classmethod
     def map(cls, path: Path, max_length: int | None = None) -> "Shard":
         """Memory-maps a file. Raises ArrowException, OSError, ValueError, KeyError when it is no shard."""
-        content = pa.memory_map(str(path), "r").read_buffer()
+        file = pa.memory_map(str(path), "r")
+        first = file.read_buffer(1)  # Arrow has what is asked of a mapped file read from the disk: so not all
         # else the system reads up to megabytes around each row, of which a shuffled order needs a fraction
-        _advise(content.address, content.size, mmap.MADV_RANDOM)
-        reader = pa.ipc.open_file(content)
+        _advise(first.address, file.size(), mmap.MADV_RANDOM)
+        reader = pa.ipc.open_file(pa.foreign_buffer(first.address, file.size(), base=first))
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches, not 1")
         batch = reader.get_batch(0)
