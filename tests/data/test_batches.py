@@ -68,6 +68,28 @@ def test_loader_starts_anywhere_and_does_not_depend_on_workers(dataset):
         assert tail == whole[12:]
 
 
+@pytest.mark.parametrize("first_step", [0, 2, 31])
+def test_rows_are_asked_from_the_disk_before_they_are_read(dataset, monkeypatch, first_step):
+    monkeypatch.setattr(order, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(order, "WINDOW_BLOCKS", 5)
+    asked, read, fetch = set(), [], dataset.fetch
+
+    def read_ahead(blocks):
+        asked.update(row for block in blocks for row in block)
+
+    def checked(rows):
+        assert asked.issuperset(rows)
+        read.extend(rows)
+        return fetch(rows)
+
+    monkeypatch.setattr(dataset, "read_ahead", read_ahead)
+    monkeypatch.setattr(dataset, "fetch", checked)
+    law = Order(101, 4, seed=21)
+    steps = StepBatches(dataset, law, Collator("packed", 0), 4, None, 0, 1)
+    list(steps.loader(first_step, first_step + 12, num_workers=0, pin_memory=False))
+    assert len(read) >= 45 and len(asked) < 101
+
+
 def test_loader_leaves_the_random_state_alone(dataset):
     torch.manual_seed(5)
     expected = torch.rand(1)

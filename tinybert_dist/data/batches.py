@@ -146,7 +146,7 @@ class StepBatches(Dataset):
         Raises WorkerFailed when a worker dies, or needs more than timeout_s for a step.
         """
         for window, _, _ in self.order.pieces(first_step):
-            self.dataset.read_ahead(window.blocks())
+            self.dataset.read_ahead(window.blocks() + window.following().blocks())
         batches = iter(
             DataLoader(
                 self,
