@@ -7,6 +7,7 @@ import tracemalloc
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +333,35 @@ def test_ten_times_the_rows_take_no_more_memory(tmp_path, monkeypatch):
     held_bytes(small)  # imports, caches of libraries
     once, ten_times = held_bytes(small), held_bytes(large)
     assert ten_times < 1.05 * once, (once, ten_times)
+
+
+def own_memory(folder):
+    """Most bytes of this process's own that are in memory (mapped files are not) while it computes steps."""
+    dataset, own = TokenDataset.open(folder), []
+    law = Order(len(dataset), 256, 0)
+    batches = StepBatches(dataset, law, Collator("packed", 0), 1, None, 0, 1)
+    for start in range(0, law.steps_per_epoch + 1, law.steps_per_epoch // 10):
+        for step in range(start, start + 50):
+            batches[step]
+            lines = Path("/proc/self/status").read_text().splitlines()
+            own.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")))
+    return len(dataset), max(own)
+
+
+@pytest.mark.slow
+def test_a_process_needs_no_more_memory_for_ten_times_the_rows(tmp_path):
+    """Windows as they are, of a million rows; ten times the rows are the same files ten times."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("a process's own memory is counted on Linux")
+    write_lines(tmp_path / "part", 1 << 20, 8)
+    found = []
+    for times in (3, 30):
+        write_joined_manifest(tmp_path, ["part"] * times, {})
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found.append(pool.submit(own_memory, tmp_path).result())
+    (rows, once), (ten_times_the_rows, ten_times) = found
+    print(f"{rows:,} rows: {once / 2**20:.1f} MiB; {ten_times_the_rows:,} rows: {ten_times / 2**20:.1f} MiB")
+    assert ten_times_the_rows == 10 * rows and ten_times < 1.05 * once
 
 
 def pages_of(dataset, rows):

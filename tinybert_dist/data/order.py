@@ -36,7 +36,8 @@ class Order:
 
     def rows(self, step: int) -> np.ndarray:
         """Dataset rows [<= batch_size] of optimizer step `step` (0-based)."""
-        return np.concatenate([_rows(window)[first:last] for window, first, last in self.pieces(step)])
+        pieces = [_rows(window)[first:last] for window, first, last in self.pieces(step)]
+        return np.concatenate(pieces, dtype=np.int64)
 
     def pieces(self, step: int) -> "list[tuple[Window, int, int]]":
         """Where the rows of `step` lie: in which windows, and at which positions [first, last) of each."""
@@ -112,7 +113,9 @@ def _blocks(window: Window) -> tuple[range, ...]:
 
 @lru_cache(maxsize=2)
 def _rows(window: Window) -> np.ndarray:
-    return window.shuffled(np.concatenate([np.arange(block.start, block.stop) for block in _blocks(window)]))
+    integer = np.uint32 if window.num_rows <= 1 << 32 else np.int64  # 4 MB rather than 8, in every process
+    blocks = [np.arange(block.start, block.stop, dtype=integer) for block in _blocks(window)]
+    return window.shuffled(np.concatenate(blocks))
 
 
 def cut(lengths: np.ndarray, num_pieces: int, max_tokens: int | None) -> list[np.ndarray]:
