@@ -234,18 +234,20 @@ def test_evaluation_takes_every_row_once(dataset, world_size):
     assert sorted(rows) == list(range(len(dataset)))
 
 
+@pytest.mark.parametrize("rows", [None, range(30, 95), range(7, 8), range(50, 50)])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_evaluation_sorts_a_part_of_the_rows_at_a_time(dataset, world_size, monkeypatch):
+def test_evaluation_sorts_a_part_of_the_rows_at_a_time(dataset, world_size, rows, monkeypatch):
     """Memory does not grow with the rows, and no process gets another number of micro-batches."""
     monkeypatch.setattr(batches, "EVALUATED_ROWS", 40)
     shares = [
-        list(evaluation_batches(dataset, Collator("packed", 0), 200, rank, world_size))
+        list(evaluation_batches(dataset, Collator("packed", 0), 200, rank, world_size, rows))
         for rank in range(world_size)
     ]
     assert len({len(share) for share in shares}) == 1
     real = [batch for share in shares for batch in share if not batch.is_dummy]
-    assert sorted(row for b in real for row in b.rows_B.tolist()) == list(range(101))
-    assert all(len({row // 40 for row in b.rows_B.tolist()}) == 1 for b in real)
+    rows = range(101) if rows is None else rows
+    assert sorted(row for b in real for row in b.rows_B.tolist()) == list(rows)
+    assert all(len({(row - rows.start) // 40 for row in b.rows_B.tolist()}) == 1 for b in real)
 
 
 def test_delivery_is_counted_in_real_tokens_of_this_process(dataset):

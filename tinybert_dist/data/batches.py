@@ -195,22 +195,27 @@ def _serve_until_told(worker: int) -> None:
 
 
 def evaluation_batches(
-    dataset: TokenDataset, collate: Collator, max_tokens: int, rank: int, world_size: int
+    dataset: TokenDataset,
+    collate: Collator,
+    max_tokens: int,
+    rank: int,
+    world_size: int,
+    rows: range | None = None,
 ) -> Iterator[MicroBatch]:
-    """Every row of `dataset` on exactly one rank, in micro-batches of like lengths, ~max_tokens tokens.
+    """Every row of `rows` (None: of all) on exactly one rank, in micro-batches of like lengths, ~max_tokens.
 
     Every rank gets as many: where there are none left, a dummy (a sharded model computes in step).
     """
-    count = 0
-    for start in range(0, len(dataset), EVALUATED_ROWS):
-        span = range(start, min(start + EVALUATED_ROWS, len(dataset)))
+    rows, count = range(len(dataset)) if rows is None else rows, 0
+    for start in range(rows.start, rows.stop, EVALUATED_ROWS):
+        span = range(start, min(start + EVALUATED_ROWS, rows.stop))
         dataset.read_ahead([span])
         for piece in cut(dataset.lengths_in([span]), 1, max_tokens):
             if len(piece) and count % world_size == rank:
                 yield collate(dataset.fetch(start + piece))
             count += len(piece) > 0
     if 0 < count % world_size <= rank:
-        yield replace(collate(dataset.fetch([0])), is_dummy=True)
+        yield replace(collate(dataset.fetch(rows[:1])), is_dummy=True)
 
 
 def delivery_rate(batches: StepBatches, seconds: float) -> float:
