@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tinybert_dist.config import UserError
@@ -210,6 +211,20 @@ def swap(path):
 def test_a_damaged_shard_is_named_with_the_remedy(folder, damage):
     damage(folder / "tokens-00003.arrow")
     with pytest.raises(UserError, match=r"tokens-00003\.arrow.*Delete the folder and prepare it again"):
+        TokenDataset.open(folder)
+
+
+def test_a_shard_of_other_columns_is_not_misread(folder):
+    path, listed = folder / "tokens-00003.arrow", folder / "manifest.json"
+    with pa.OSFile(str(path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    batch = batch.set_column(1, "segment_b", batch.column("segment_b").cast(pa.int64()))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    manifest = json.loads(listed.read_text())
+    manifest["shards"][3]["bytes"] = path.stat().st_size
+    listed.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"tokens-00003\.arrow: not a readable shard \(columns of .*int64"):
         TokenDataset.open(folder)
 
 

@@ -13,6 +13,8 @@ from tinybert_dist.config import UserError
 from tinybert_dist.data.token_manifest import MANIFEST, REBUILD
 from tinybert_dist.files import sha256_of
 
+COLUMN_TYPES = [(pa.list_(ids), pa.int32(), pa.float64()) for ids in (pa.uint16(), pa.uint32())]
+
 
 class Shard:
     """Arrays of one shard: ids [tokens], offsets [rows + 1], segment_b [rows], labels [rows] or None.
@@ -40,21 +42,30 @@ class Shard:
         first = file.read_buffer(1)  # Arrow has what is asked of a mapped file read from the disk: so not all
         # else the system reads up to megabytes around each row, of which a shuffled order needs a fraction
         _advise(first.address, file.size(), mmap.MADV_RANDOM)
-        reader = pa.ipc.open_file(pa.foreign_buffer(first.address, file.size(), base=first))
+        content = pa.foreign_buffer(first.address, file.size(), base=first)
+        reader = pa.ipc.open_file(content)
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches, not 1")
         batch = reader.get_batch(0)
-        rows, label = batch.column("input_ids"), batch.column("label")
-        ids, offsets = rows.values.to_numpy(), rows.offsets.to_numpy()
+        rows, segment_b, label = (batch.column(name) for name in ("input_ids", "segment_b", "label"))
+        if (rows.type, segment_b.type, label.type) not in COLUMN_TYPES or rows.null_count:
+            raise ValueError(f"columns of {rows.type}, {segment_b.type}, {label.type}")
+
+        def view(buffer: pa.Buffer, dtype: Any, count: int) -> np.ndarray:
+            # an array of Arrow's, kept for this, would take a kilobyte
+            return np.frombuffer(content, dtype, count, buffer.address - content.address)
+
+        ids = view(rows.buffers()[3], rows.type.value_type.to_pandas_dtype(), len(rows.values))
+        offsets = view(rows.buffers()[1], np.int32, len(rows) + 1)
         if offsets[0] != 0 or offsets[-1] != len(ids):
             raise ValueError("row offsets do not span the ids")
         labels = is_labelled = None
         if label.null_count < len(label):
             bits, values = label.buffers()
-            labels = np.frombuffer(values, np.float64, len(label))
-            is_labelled = None if bits is None else np.frombuffer(bits, np.uint8)
-        segment_b = batch.column("segment_b").to_numpy()
-        return cls(ids, offsets, segment_b, labels, is_labelled, max_length, path)
+            labels = view(values, np.float64, len(label))
+            is_labelled = None if bits is None else view(bits, np.uint8, -(-len(label) // 8))
+        starts = view(segment_b.buffers()[1], np.int32, len(segment_b))
+        return cls(ids, offsets, starts, labels, is_labelled, max_length, path)
 
     def __len__(self) -> int:
         return len(self.segment_b)
