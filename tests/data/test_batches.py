@@ -1,16 +1,23 @@
+import time
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
+from tinybert_dist.data import batches, order
 from tinybert_dist.data.batches import (
     Collator,
     StepBatches,
+    delivery_rate,
     draw_seed,
     evaluation_batches,
     masked_language_model,
 )
-from tinybert_dist.data.order import Order
+from tinybert_dist.data.order import Order, cut
+from tinybert_dist.data.token_writer import TokenWriter
 from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.micro_batch import MicroBatch
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,28 @@ def test_loader_starts_anywhere_and_does_not_depend_on_workers(dataset):
         assert tail == whole[12:]
 
 
+@pytest.mark.parametrize("first_step", [0, 2, 31])
+def test_rows_are_asked_from_the_disk_before_they_are_read(dataset, monkeypatch, first_step):
+    monkeypatch.setattr(order, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(order, "WINDOW_BLOCKS", 5)
+    asked, read, fetch = set(), [], dataset.fetch
+
+    def read_ahead(blocks):
+        asked.update(row for block in blocks for row in block)
+
+    def checked(rows):
+        assert asked.issuperset(rows)
+        read.extend(rows)
+        return fetch(rows)
+
+    monkeypatch.setattr(dataset, "read_ahead", read_ahead)
+    monkeypatch.setattr(dataset, "fetch", checked)
+    law = Order(101, 4, seed=21)
+    steps = StepBatches(dataset, law, Collator("packed", 0), 4, None, 0, 1)
+    list(steps.loader(first_step, first_step + 12, num_workers=0, pin_memory=False))
+    assert len(read) >= 45 and len(asked) < 101
+
+
 def test_loader_leaves_the_random_state_alone(dataset):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -85,6 +114,105 @@ def test_counts_and_layouts_agree(dataset):
     assert torch.equal(padded.token_type_ids[padded.attention_mask.bool()], packed.token_type_ids[0])
 
 
+def collate_one_by_one(layout, samples, token_labels=None, pad=9, max_length=40):
+    """What a micro-batch is, sample by sample."""
+    longest = max_length if layout == "fixed" else max(len(s.input_ids) for s in samples)
+    names = ("input_ids", "token_type_ids", "position_ids", "block_index_T", "attention_mask", "token_labels")
+    rows = {name: [] for name in names}
+    for b, sample in enumerate(samples):
+        ids = sample.input_ids.tolist()
+        places = range(len(ids))
+        padding = 0 if layout == "packed" else longest - len(ids)
+        rows["input_ids"].append(ids + [pad] * padding)
+        rows["token_type_ids"].append([int(i >= sample.segment_b) for i in places] + [0] * padding)
+        rows["position_ids"].append(list(places))
+        rows["block_index_T"].append([b * longest + i for i in places])
+        rows["attention_mask"].append([1] * len(ids) + [0] * padding)
+        if token_labels is not None:
+            rows["token_labels"].append(token_labels[b].tolist() + [-100] * padding)
+    lengths = [len(s.input_ids) for s in samples]
+    flat = {name: torch.tensor([value for row in rows[name] for value in row]) for name in names}
+    if layout == "packed":
+        shaped = {name: flat[name].unsqueeze(0) for name in ("input_ids", "token_type_ids", "position_ids")}
+        shaped["block_index_T"] = flat["block_index_T"]
+        if min(lengths) < longest:
+            shaped["block_mask"] = torch.tensor([[[[i < n for i in range(longest)]]] for n in lengths])
+        starts = [sum(lengths[:b]) for b in range(len(samples))]
+    else:
+        shaped = {n: flat[n].view(-1, longest) for n in ("input_ids", "token_type_ids", "attention_mask")}
+        starts = [b * longest for b in range(len(samples))]
+    if token_labels is not None:
+        shaped["token_labels"] = flat["token_labels"].view_as(shaped["input_ids"])
+    return MicroBatch(
+        **shaped,
+        rows_B=torch.tensor([s.row for s in samples]),
+        labels_B=torch.tensor([np.nan if s.label is None else s.label for s in samples], dtype=torch.float64),
+        starts_B=torch.tensor(starts),
+        num_tokens=sum(lengths),
+        num_pairs=sum(n * n for n in lengths),
+        max_length=longest,
+        num_token_labels=sum(int((row != -100).sum()) for row in token_labels or []),
+    )
+
+
+def assert_equal(actual, expected):
+    for field in fields(MicroBatch):
+        ours, theirs = getattr(actual, field.name), getattr(expected, field.name)
+        if isinstance(theirs, torch.Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=field.name)
+        else:
+            assert type(ours) is type(theirs) and ours == theirs, field.name
+
+
+@pytest.fixture(scope="module", params=["in memory", "mapped"])
+def mixed(request, dataset, tmp_path_factory):
+    """Rows with one segment and with two, labelled and not, in memory and from shards."""
+    samples = list(dataset.fetch(range(101)))
+    starts = [len(s.input_ids) if s.row % 4 == 0 else s.segment_b for s in samples]
+    labels = [None if s.row % 3 == 0 else s.label for s in samples]
+    if request.param == "in memory":
+        return TokenDataset.from_rows([s.input_ids for s in samples], starts, labels)
+    folder = tmp_path_factory.mktemp("mixed")
+    with TokenWriter(folder, rows_per_shard=7, vocab_size=100, header={}) as writer:
+        for sample, start, label in zip(samples, starts, labels, strict=True):
+            writer.add(sample.input_ids, start, label)
+    return TokenDataset.open(folder)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "fixed"])
+@pytest.mark.parametrize("rows", [[3], [8, 3, 50], list(range(100, 0, -3)), [5, 5]])
+def test_a_micro_batch_is_what_its_samples_are_one_by_one(mixed, layout, rows):
+    samples = mixed.fetch(rows)
+    collate = Collator(layout, 9, 40)
+    assert_equal(collate(samples), collate_one_by_one(layout, samples))
+    mask = masked_language_model(mask_token_id=4, vocab_size=90, special_ids=[0, 2, 3])
+    pairs = [mask(s, np.random.default_rng(s.row)) for s in samples]
+    masked, labels = [p[0] for p in pairs], [p[1] for p in pairs]
+    assert_equal(collate(samples.of(masked), labels), collate_one_by_one(layout, masked, labels))
+
+
+def test_a_step_is_what_its_rows_are_one_by_one(mixed, monkeypatch):
+    """Several windows, steps across their borders, masking, a token limit, two processes."""
+    monkeypatch.setattr(order, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(order, "WINDOW_BLOCKS", 5)
+    law = Order(101, 16, seed=20)  # of which no other test has windows of another size in the caches
+    mask = masked_language_model(mask_token_id=4, vocab_size=90, special_ids=[0, 2, 3])
+    ranks = [StepBatches(mixed, law, Collator("packed", 9), 2, 60, r, 2, mask) for r in range(2)]
+    lengths = np.array([len(s.input_ids) for s in mixed.fetch(range(101))])
+    crossing = 0
+    for step in range(2 * law.steps_per_epoch):
+        rows, crossing = law.rows(step), crossing + (len(law.pieces(step)) > 1)
+        found = {m: b for rank in ranks for m, b in rank[step] if not b.is_dummy}
+        for m, piece in enumerate(cut(lengths[rows], 2, 60)):
+            keys = [[20, law.epoch(step), 2, row] for row in rows[piece]]
+            samples = mixed.fetch(rows[piece])
+            pairs = [mask(s, np.random.default_rng(k)) for s, k in zip(samples, keys, strict=True)]
+            expected = collate_one_by_one("packed", [p[0] for p in pairs], [p[1] for p in pairs])
+            assert_equal(found.pop(m), expected)
+        assert not found
+    assert crossing > 3
+
+
 def test_to_blocks_and_back(dataset):
     batch = Collator("packed", 0)(dataset.fetch([1, 2, 3]))
     x = torch.randn(1, 2, batch.num_tokens, 5)
@@ -104,6 +232,41 @@ def test_evaluation_takes_every_row_once(dataset, world_size):
         for row in batch.rows_B.tolist()
     ]
     assert sorted(rows) == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize("rows", [None, range(30, 95), range(7, 8), range(50, 50)])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_sorts_a_part_of_the_rows_at_a_time(dataset, world_size, rows, monkeypatch):
+    """Memory does not grow with the rows, and no process gets another number of micro-batches."""
+    monkeypatch.setattr(batches, "EVALUATED_ROWS", 40)
+    shares = [
+        list(evaluation_batches(dataset, Collator("packed", 0), 200, rank, world_size, rows))
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    real = [batch for share in shares for batch in share if not batch.is_dummy]
+    rows = range(101) if rows is None else rows
+    assert sorted(row for b in real for row in b.rows_B.tolist()) == list(rows)
+    assert all(len({(row - rows.start) // 40 for row in b.rows_B.tolist()}) == 1 for b in real)
+
+
+def test_delivery_is_counted_in_real_tokens_of_this_process(dataset):
+    """Against the clock around it: tokens of all steps taken, none of a dummy."""
+    law, taken = Order(len(dataset), 16, seed=1), []
+
+    class Counted(StepBatches):
+        def __getitem__(self, step):
+            got = super().__getitem__(step)
+            taken.append(sum(b.num_tokens for _, b in got if not b.is_dummy))
+            return got
+
+    for rank, world_size in ((0, 1), (1, 2)):
+        taken.clear()
+        started = time.perf_counter()
+        rate = delivery_rate(Counted(dataset, law, Collator("packed", 0), 4, None, rank, world_size), 0.1)
+        assert 0 < rate * 0.1 <= sum(taken) <= rate * (time.perf_counter() - started)
+        assert len(taken) > law.steps_per_epoch, "it goes on after the epoch"
+    assert delivery_rate(Counted(dataset, law, Collator("packed", 0), 4, None, 39, 40), 0) == 0, "dummies"
 
 
 def test_masking_is_keyed_by_row_and_epoch(dataset):

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from tinybert_dist.data.batches import Collator
-from tinybert_dist.data.tokens import Sample
+from tinybert_dist.data.tokens import Sample, Samples
 from tinybert_dist.distill.capture import (
     can_pack,
     classify,
@@ -45,9 +45,11 @@ FAMILIES = {
 
 def samples(lengths=(9, 4, 13, 1)):
     rng = np.random.default_rng(0)
-    return [
-        Sample(i, rng.integers(5, 50, n), (n + 1) // 2 if n > 3 else n, 0.0) for i, n in enumerate(lengths)
-    ]
+    rows = [rng.integers(5, 50, n) for n in lengths]
+    starts = [(n + 1) // 2 if n > 3 else n for n in lengths]
+    return Samples.of(
+        [Sample(i, ids, start, 0.0) for i, (ids, start) in enumerate(zip(rows, starts, strict=True))]
+    )
 
 
 def build(family):

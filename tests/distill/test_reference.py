@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tinybert_dist.data.batches import Collator
-from tinybert_dist.data.tokens import Sample
+from tinybert_dist.data.tokens import Sample, Samples
 from tinybert_dist.distill.layer_map import build_layer_map
 from tinybert_dist.distill.modules import Distiller, DistillWeights
 from tinybert_dist.distill.teacher import Teacher
@@ -45,7 +45,7 @@ def samples(numbers):
     for row, length in enumerate(mask.sum(1)):
         first_b = int(segments[row].argmax()) if segments[row].any() else int(length)
         out.append(Sample(row, ids[row, :length].astype(np.int64), first_b, 0.0))
-    return out
+    return Samples.of(out)
 
 
 def distil(numbers, student, student_weights, layout, loss_weights, temperature=1.0):

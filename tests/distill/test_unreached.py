@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tinybert_dist.data.batches import Collator
-from tinybert_dist.data.tokens import Sample
+from tinybert_dist.data.tokens import Sample, Samples
 from tinybert_dist.distill.layer_map import build_layer_map
 from tinybert_dist.distill.modules import Classifier, Distiller, DistillWeights
 from tinybert_dist.distill.teacher import Teacher
@@ -27,7 +27,8 @@ def build(num_layers=LAYERS, hidden=16):
 def batch():
     rng = torch.Generator().manual_seed(0)
     rows = [torch.randint(5, 50, (n,), generator=rng).numpy() for n in (7, 4, 9)]
-    return Collator("packed", 0)([Sample(i, ids, len(ids), float(i % 2)) for i, ids in enumerate(rows)])
+    samples = [Sample(i, ids, len(ids), float(i % 2)) for i, ids in enumerate(rows)]
+    return Collator("packed", 0)(Samples.of(samples))
 
 
 def key_biases(layers):

@@ -4,8 +4,9 @@ import ctypes
 import itertools
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tinybert_dist.config import StageFailed
-from tinybert_dist.data.order import Order, cut
-from tinybert_dist.data.tokens import Sample, TokenDataset
+from tinybert_dist.data.order import Order, Window, cut
+from tinybert_dist.data.tokens import Sample, Samples, TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
+EVALUATED_ROWS = 1 << 18  # sorted by length together: memory stays flat however large the data
 SAVING_S = 60  # a worker lives on this long after SIGTERM
 Layout = Literal["packed", "padded", "fixed"]
 SampleTransform = Callable[[Sample, np.random.Generator], tuple[Sample, np.ndarray]]
@@ -39,20 +41,15 @@ class Collator:
     pad_token_id: int
     max_length: int = 0
 
-    def __call__(
-        self, samples: Sequence[Sample], token_labels: Sequence[np.ndarray] | None = None
-    ) -> MicroBatch:
+    def __call__(self, samples: Samples, token_labels: Sequence[np.ndarray] | None = None) -> MicroBatch:
         """B samples (at least one) -> MicroBatch."""
-        lengths = np.array([len(s.input_ids) for s in samples], dtype=np.int64)
+        lengths, starts = samples.lengths, samples.starts
         longest = self.max_length if self.layout == "fixed" else int(lengths.max())
-        positions = _ranges(lengths)
-        sequence = np.repeat(np.arange(len(samples)), lengths)
-        block_index = torch.from_numpy(sequence * longest + positions)
-        segments = positions >= np.repeat([s.segment_b for s in samples], lengths)
-        flat = {
-            "input_ids": np.concatenate([s.input_ids for s in samples]).astype(np.int64),
-            "token_type_ids": segments.astype(np.int64),
-        }
+        block_starts = np.arange(len(samples)) * longest
+        positions = np.arange(len(samples.ids)) - np.repeat(starts, lengths)
+        block_index = torch.from_numpy(np.repeat(block_starts, lengths) + positions)
+        segments = positions >= np.repeat(samples.segment_b, lengths)
+        flat = {"input_ids": samples.ids, "token_type_ids": segments.astype(np.int64)}
         if token_labels is not None:
             flat["token_labels"] = np.concatenate(token_labels)
         tensors: dict[str, Any] = {name: torch.from_numpy(values) for name, values in flat.items()}
@@ -60,7 +57,6 @@ class Collator:
             tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
             tensors["position_ids"] = torch.from_numpy(positions).unsqueeze(0)
             tensors["block_index_T"] = block_index
-            starts = np.cumsum(lengths) - lengths
             if (lengths < longest).any():
                 tensors["block_mask"] = torch.from_numpy(np.arange(longest) < lengths[:, None])[:, None, None]
         else:
@@ -71,22 +67,17 @@ class Collator:
             tensors["attention_mask"] = torch.from_numpy(
                 (np.arange(longest) < lengths[:, None]).astype(np.int64)
             )
-            starts = np.arange(len(samples)) * longest
-        labels = [np.nan if s.label is None else s.label for s in samples]
+            starts = block_starts
         return MicroBatch(
             **tensors,
-            rows_B=torch.tensor([s.row for s in samples], dtype=torch.int64),
-            labels_B=torch.tensor(labels, dtype=torch.float64),
+            rows_B=torch.from_numpy(samples.rows),
+            labels_B=torch.from_numpy(samples.labels),
             starts_B=torch.from_numpy(starts),
             num_tokens=int(lengths.sum()),
             num_pairs=int((lengths**2).sum()),
             max_length=longest,
             num_token_labels=0 if token_labels is None else int((flat["token_labels"] != -100).sum()),
         )
-
-
-def _ranges(lengths: np.ndarray) -> np.ndarray:
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _to_blocks(flat: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], fill: int) -> torch.Tensor:
@@ -109,16 +100,27 @@ class StepBatches(Dataset):
     rank: int
     world_size: int
     transform: SampleTransform | None = None
+    _window_lengths: dict[Window, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.order.steps_per_epoch
 
     def __getitem__(self, step: int) -> list[tuple[int, MicroBatch]]:
         rows = self.order.rows(step)
-        pieces = cut(self.dataset.lengths[rows], self.num_micro_batches, self.max_tokens)
+        self.dataset.read_ahead(self.order.upcoming_blocks(step))
+        pieces = cut(self._lengths(step), self.num_micro_batches, self.max_tokens)
         per_rank = -(-len(pieces) // self.world_size)
         mine = [self.rank + i * self.world_size for i in range(per_rank)]
         return [(m, self._micro_batch(step, rows, pieces[m] if m < len(pieces) else rows[:0])) for m in mine]
+
+    def _lengths(self, step: int) -> np.ndarray:
+        """Tokens of the rows of `step`: for every process's, so read by windows rather than row by row."""
+        pieces, known = self.order.pieces(step), self._window_lengths
+        self._window_lengths = {
+            w: known[w] if w in known else w.shuffled(self.dataset.lengths_in(w.blocks()))
+            for w, _, _ in pieces
+        }
+        return np.concatenate([self._window_lengths[w][first:last] for w, first, last in pieces])
 
     def _micro_batch(self, step: int, rows: np.ndarray, piece: np.ndarray) -> MicroBatch:
         if len(piece) == 0:
@@ -134,7 +136,7 @@ class StepBatches(Dataset):
         pairs = [
             self.transform(s, np.random.default_rng([self.order.seed, epoch, 2, s.row])) for s in samples
         ]
-        return self.collate([p[0] for p in pairs], [p[1] for p in pairs])
+        return self.collate(Samples.of([p[0] for p in pairs]), [p[1] for p in pairs])
 
     def loader(
         self, first_step: int, num_steps: int, *, num_workers: int, pin_memory: bool, timeout_s: float = 300
@@ -143,6 +145,8 @@ class StepBatches(Dataset):
 
         Raises WorkerFailed when a worker dies, or needs more than timeout_s for a step.
         """
+        for window, _, _ in self.order.pieces(first_step):
+            self.dataset.read_ahead(window.blocks() + window.following().blocks())
         batches = iter(
             DataLoader(
                 self,
@@ -191,20 +195,36 @@ def _serve_until_told(worker: int) -> None:
 
 
 def evaluation_batches(
-    dataset: TokenDataset, collate: Collator, max_tokens: int, rank: int, world_size: int
+    dataset: TokenDataset,
+    collate: Collator,
+    max_tokens: int,
+    rank: int,
+    world_size: int,
+    rows: range | None = None,
 ) -> Iterator[MicroBatch]:
-    """Every row of `dataset` on exactly one rank, in micro-batches of like lengths, ~max_tokens tokens.
+    """Every row of `rows` (None: of all) on exactly one rank, in micro-batches of like lengths, ~max_tokens.
 
     Every rank gets as many: where there are none left, a dummy (a sharded model computes in step).
     """
-    if len(dataset) == 0:
-        return
-    pieces = [piece for piece in cut(dataset.lengths, 1, max_tokens) if len(piece)]
-    for m in range(rank, -(-len(pieces) // world_size) * world_size, world_size):
-        if m < len(pieces):
-            yield collate(dataset.fetch(pieces[m]))
-        else:
-            yield replace(collate(dataset.fetch(pieces[-1][:1])), is_dummy=True)
+    rows, count = range(len(dataset)) if rows is None else rows, 0
+    for start in range(rows.start, rows.stop, EVALUATED_ROWS):
+        span = range(start, min(start + EVALUATED_ROWS, rows.stop))
+        dataset.read_ahead([span])
+        for piece in cut(dataset.lengths_in([span]), 1, max_tokens):
+            if len(piece) and count % world_size == rank:
+                yield collate(dataset.fetch(start + piece))
+            count += len(piece) > 0
+    if 0 < count % world_size <= rank:
+        yield replace(collate(dataset.fetch(rows[:1])), is_dummy=True)
+
+
+def delivery_rate(batches: StepBatches, seconds: float) -> float:
+    """Real tokens per second that this process gets ready by itself, measured for at least `seconds`."""
+    num_tokens, step, elapsed_s, started = 0, 0, 0.0, time.perf_counter()
+    while step == 0 or elapsed_s < seconds:
+        num_tokens += sum(batch.num_tokens for _, batch in batches[step] if not batch.is_dummy)
+        step, elapsed_s = step + 1, time.perf_counter() - started
+    return num_tokens / elapsed_s
 
 
 def draw_seed(*key: int) -> int:

@@ -1,4 +1,7 @@
-"""manifest.json of a token folder: rows, tokens, bytes and sha256 of each shard. No manifest: no dataset."""
+"""manifest.json of a token folder: rows, tokens, longest row, bytes and sha256 of each shard.
+
+No manifest: no dataset.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -52,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path}: its totals are not the sums of its shards: damaged. {REBUILD}")
         _ = np.dtype(manifest["id_type"]), manifest["vocab_size"], {**manifest["header"]}
         for shard in manifest["shards"]:
-            _ = PurePosixPath(shard["file"]), shard["bytes"], shard["sha256"]
+            _ = PurePosixPath(shard["file"]), shard["bytes"], shard["sha256"], int(shard.get("max_length", 0))
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:

@@ -97,6 +97,7 @@ class TokenWriter:
                 "file": name,
                 "rows": len(self._ids),
                 "tokens": int(values.size),
+                "max_length": int(np.diff(offsets).max()),
                 "bytes": content.size,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }

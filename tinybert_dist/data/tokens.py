@@ -1,21 +1,24 @@
 """Token shards: rows of ids in memory-mapped Arrow files, with a manifest that is written last.
 
 A folder holds `tokens-NNNNN.arrow` (one record batch each: input_ids list<uint16|uint32>, segment_b int32,
-label float64) and `manifest.json` with rows, tokens, bytes and sha256 of each shard. No manifest: no dataset.
+label float64) and `manifest.json` with what each shard holds and its sha256. No manifest: no dataset.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data.token_manifest import MANIFEST, REBUILD, read_manifest
-from tinybert_dist.files import fingerprint, sha256_of
+from tinybert_dist.data.token_manifest import REBUILD, read_manifest
+from tinybert_dist.data.token_shards import Shard, open_listed
+from tinybert_dist.files import fingerprint
 
 
 class Sample(NamedTuple):
@@ -27,18 +30,55 @@ class Sample(NamedTuple):
     label: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Samples(Sequence[Sample]):
+    """Rows as arrays, their ids one after the other. As a sequence: the same row by row."""
+
+    rows: np.ndarray  # int64 [n]: dataset rows
+    ids: np.ndarray  # int64 [tokens of all n]
+    lengths: np.ndarray  # int64 [n]
+    segment_b: np.ndarray  # int64 [n]
+    labels: np.ndarray  # float64 [n], nan where a row has none
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "Samples":
+        """The arrays of single samples."""
+        return cls(
+            np.array([s.row for s in samples], np.int64),
+            np.concatenate([np.zeros(0, np.int64), *(s.input_ids for s in samples)], dtype=np.int64),
+            np.array([len(s.input_ids) for s in samples], np.int64),
+            np.array([s.segment_b for s in samples], np.int64),
+            np.array([math.nan if s.label is None else s.label for s in samples], np.float64),
+        )
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where the ids of each row start in `ids`, int64 [n]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Sample:  # type: ignore[override]
+        start, label = self.starts[i], float(self.labels[i])
+        ids = self.ids[start : start + self.lengths[i]]
+        return Sample(int(self.rows[i]), ids, int(self.segment_b[i]), None if math.isnan(label) else label)
+
+
 class TokenDataset:
     """Rows of token ids, memory-mapped from a folder (`open`) or held in memory (`from_rows`).
 
-    `.lengths` int32[N] tokens per row; `.labels` float64[N], nan where a row has none, or None if no row has
-    one; `.header` what the writer noted; `.fingerprint` depends on the content, not on the path; picklable.
+    `.header` what the writer noted; `.fingerprint` depends on the content, not on the path; picklable.
+    Nothing is held per row: what is asked about rows is read from the shards.
     """
 
-    def __init__(self, shards: Sequence["_Shard"], header: dict[str, Any], content_fingerprint: str) -> None:
+    def __init__(self, shards: Sequence[Shard], header: dict[str, Any], content_fingerprint: str) -> None:
         self._shards = tuple(shards)
         self.header = header
         self.fingerprint = content_fingerprint
-        self._index()
+        sizes = np.array([len(shard) for shard in self._shards], np.int64)
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> "TokenDataset":
@@ -48,7 +88,7 @@ class TokenDataset:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        shards = [_open_listed(folder, entry, manifest["id_type"], verify) for entry in manifest["shards"]]
+        shards = [open_listed(folder, entry, manifest["id_type"], verify) for entry in manifest["shards"]]
         content = [entry["sha256"] for entry in manifest["shards"]]
         return cls(shards, manifest["header"], fingerprint(content))
 
@@ -71,7 +111,7 @@ class TokenDataset:
         digest = hashlib.sha256()
         for array in (offsets, values, starts, values_f64):
             digest.update(b"none" if array is None else array.tobytes())
-        return cls([_Shard(values, offsets, starts, values_f64)], {}, digest.hexdigest()[:16])
+        return cls([Shard(values, offsets, starts, values_f64)], {}, digest.hexdigest()[:16])
 
     @classmethod
     def concat(cls, datasets: Sequence["TokenDataset"]) -> "TokenDataset":
@@ -86,102 +126,102 @@ class TokenDataset:
         return cls(shards, header, fingerprint([dataset.fingerprint for dataset in datasets]))
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows, [CLS] and [SEP] included."""
-        return int(self.lengths.sum(dtype=np.int64))
+        return sum(len(shard.ids) for shard in self._shards)
 
-    def fetch(self, rows: Sequence[int] | np.ndarray) -> list[Sample]:
-        """The rows asked for, in that order; ids are int64 copies. Raises IndexError outside [0, len)."""
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of the longest row, 0 without rows."""
+        return max((shard.max_length for shard in self._shards), default=0)
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """Whether any row has a label."""
+        return any(shard.labels is not None for shard in self._shards)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row, int32[N]: for small datasets, as it reads and holds a number per row."""
+        return self.lengths_in([range(len(self))])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Label of every row, float64[N], or None if no row has one: for small datasets."""
+        return self.labels_of(range(len(self))) if self.has_labels else None
+
+    def lengths_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tokens of the rows asked for, int32[n]. Raises as `fetch` does."""
+        starts, ends = self._spans(self._places(rows))
+        return (ends - starts).astype(np.int32)
+
+    def labels_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Labels of the rows asked for, float64[n], nan where a row has none. Raises as `fetch` does."""
+        return np.array([shard.label(i) for shard, i in self._places(rows)], np.float64)
+
+    def fetch(self, rows: Sequence[int] | np.ndarray) -> Samples:
+        """Copies of the rows asked for. Raises IndexError outside [0, len), UserError when one is damaged."""
+        places = self._places(rows)
+        starts, ends = self._spans(places)
+        spans = zip(places, starts.tolist(), ends.tolist(), strict=True)
+        ids = [np.zeros(0, np.int64), *(shard.ids[start:end] for (shard, _), start, end in spans)]
+        return Samples(
+            np.array(rows, np.int64),
+            np.concatenate(ids, dtype=np.int64),
+            ends - starts,
+            np.array([shard.segment_b[i] for shard, i in places], np.int64),
+            self.labels_of(rows) if self.has_labels else np.full(len(places), np.nan),
+        )
+
+    def lengths_in(self, blocks: Sequence[range]) -> np.ndarray:
+        """Tokens of the rows of `blocks`, block after block, int32[n]: faster than `lengths_of` for many."""
+        spans = [span for block in blocks for span in self._shards_of(block)]
+        lengths = np.concatenate(
+            [np.zeros(0, np.int32), *(s.lengths(first, last) for s, first, last in spans)]
+        )
+        if lengths.size and (lengths.min() < 0 or lengths.max() > self.max_length):
+            self.lengths_of(np.concatenate([np.arange(block.start, block.stop) for block in blocks]))
+        return lengths
+
+    def read_ahead(self, blocks: Iterable[range]) -> None:
+        """Asks the system to read the rows of `blocks` from the disk in the background."""
+        for block in blocks:
+            for shard, first, last in self._shards_of(block):
+                shard.read_ahead(first, last)
+
+    def _shards_of(self, block: range) -> Iterator[tuple[Shard, int, int]]:
+        """The shards a range of rows lies in, with first and last + 1 of its rows in each."""
+        assert 0 <= block.start <= block.stop <= len(self) and block.step == 1, block
+        first = int(np.searchsorted(self._ends, block.start, side="right"))
+        last = int(np.searchsorted(self._starts, block.stop, side="left"))
+        for shard, start in zip(self._shards[first:last], self._starts[first:last].tolist(), strict=True):
+            yield shard, max(block.start - start, 0), min(block.stop - start, len(shard))
+
+    def _places(self, rows: Sequence[int] | np.ndarray) -> list[tuple[Shard, int]]:
+        """Where each row lies: its shard and its number there."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a dataset of {len(self)}")
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        at = (rows - self._starts[shard_of]).tolist()
-        samples = []
-        for row, number, i in zip(rows.tolist(), shard_of.tolist(), at, strict=True):
-            shard = self._shards[number]
-            ids = shard.ids[shard.offsets[i] : shard.offsets[i + 1]].astype(np.int64)
-            label = None if self.labels is None or math.isnan(self.labels[row]) else float(self.labels[row])
-            samples.append(Sample(row, ids, int(shard.segment_b[i]), label))
-        return samples
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        at = rows - self._starts[numbers]
+        return [(self._shards[n], i) for n, i in zip(numbers.tolist(), at.tolist(), strict=True)]
 
-    def _index(self) -> None:
-        sizes = [len(shard.segment_b) for shard in self._shards]
-        self._starts = (
-            np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if sizes else np.zeros(1, int)
-        )
-        none = [np.zeros(0, np.int32)]
-        self.lengths = np.concatenate(none + [np.diff(s.offsets).astype(np.int32) for s in self._shards])
-        self.labels = None
-        if any(shard.labels is not None for shard in self._shards):
-            unlabelled = [
-                s.labels if s.labels is not None else np.full(len(s.segment_b), np.nan) for s in self._shards
-            ]
-            self.labels = np.concatenate(unlabelled)
+    def _spans(self, places: list[tuple[Shard, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Where the ids of each place start and end in its shard; a damaged one would give others' tokens."""
+        starts = np.array([shard.offsets[i] for shard, i in places], np.int64)
+        ends = np.array([shard.offsets[i + 1] for shard, i in places], np.int64)
+        sizes = np.array([len(shard.ids) for shard, _ in places], np.int64)
+        bad = (starts < 0) | (ends < starts) | (ends > sizes) | (ends - starts > self.max_length)
+        if bad.any():
+            (shard, row), first, last = next(compress(zip(places, starts, ends, strict=True), bad))
+            raise UserError(f"{shard.path}: row {row} is tokens {first} to {last}: damaged. {REBUILD}")
+        return starts, ends
 
     def __getstate__(self) -> tuple:
         return self._shards, self.header, self.fingerprint
 
     def __setstate__(self, state: tuple) -> None:
-        self._shards, self.header, self.fingerprint = state
-        self._index()
-
-
-class _Shard:
-    """Arrays of one shard: ids [tokens], offsets [rows+1], segment_b [rows], labels [rows] or None."""
-
-    def __init__(
-        self,
-        ids: np.ndarray,
-        offsets: np.ndarray,
-        segment_b: np.ndarray,
-        labels: np.ndarray | None,
-        path: Path | None = None,
-    ) -> None:
-        self.ids, self.offsets, self.segment_b, self.labels, self.path = ids, offsets, segment_b, labels, path
-
-    @classmethod
-    def map(cls, path: Path) -> "_Shard":
-        """Memory-maps a file; arrays are views of the mapping. Raises ArrowException, OSError, ValueError."""
-        reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
-        if reader.num_record_batches != 1:
-            raise ValueError(f"{reader.num_record_batches} record batches, not 1")
-        batch = reader.get_batch(0)
-        rows = batch.column("input_ids")
-        label = batch.column("label")
-        ids, offsets = rows.values.to_numpy(zero_copy_only=True), rows.offsets.to_numpy(zero_copy_only=True)
-        if offsets[0] != 0 or offsets[-1] != len(ids) or np.any(np.diff(offsets) < 0):
-            raise ValueError("row offsets are not ascending")
-        labels = None if label.null_count == len(label) else label.to_numpy(zero_copy_only=False)
-        return cls(ids, offsets, batch.column("segment_b").to_numpy(zero_copy_only=True), labels, path)
-
-    def __reduce__(self) -> tuple:
-        # a worker process maps the file again instead of receiving its content
-        if self.path is not None:
-            return _Shard.map, (self.path,)
-        return _Shard, (self.ids, self.offsets, self.segment_b, self.labels)
-
-
-def _open_listed(folder: Path, entry: dict[str, Any], id_type: str, verify: bool) -> _Shard:
-    path = folder / entry["file"]
-    if not path.resolve().is_relative_to(folder.resolve()):  # by its name, or by a link
-        raise UserError(f"{folder / MANIFEST}: shard {entry['file']!r} lies outside the folder. {REBUILD}")
-    if not path.is_file():
-        raise UserError(f"{path}: this shard is listed in {MANIFEST} and not there. {REBUILD}")
-    if (size := path.stat().st_size) != entry["bytes"]:
-        raise UserError(f"{path}: {size} bytes where {MANIFEST} says {entry['bytes']}: damaged. {REBUILD}")
-    if verify and sha256_of(path) != entry["sha256"]:
-        raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}: damaged. {REBUILD}")
-    try:
-        shard = _Shard.map(path)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable shard ({error}). {REBUILD}") from error
-    rows, tokens = len(shard.segment_b), len(shard.ids)
-    if (rows, tokens) != (entry["rows"], entry["tokens"]) or shard.ids.dtype != id_type:
-        found = f"{rows} rows, {tokens} tokens of {shard.ids.dtype}"
-        listed = f"{entry['rows']} rows, {entry['tokens']} tokens of {id_type}"
-        raise UserError(f"{path}: {found}, where {MANIFEST} says {listed}. {REBUILD}")
-    return shard
+        self.__init__(*state)  # type: ignore[misc]

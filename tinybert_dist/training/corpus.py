@@ -59,7 +59,7 @@ def open_corpus(
         )
     if len(dataset) == 0:
         raise UserError(f"{folder} holds no sequences; prepare it from text with at least one sentence")
-    if (longest := int(dataset.lengths.max())) > recipe.max_seq_length:
+    if (longest := dataset.max_length) > recipe.max_seq_length:
         raise UserError(
             f"{folder} holds sequences of {longest} tokens; give --max_seq_length {longest} or prepare anew"
         )

@@ -9,6 +9,8 @@ from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.capture import can_pack, num_positions, uses_capture
 
+PROBED_ROWS = 1024  # the shortest and the longest of so many, spread over the data, are computed both ways
+
 
 def choose_collator(
     layout: str,
@@ -42,7 +44,9 @@ def choose_collator(
             raise UserError(f"--reference_averaging counts padding and needs --layout fixed, got {layout}")
         layout = "fixed"
     if layout in {"auto", "packed"}:
-        probe = dataset.fetch(np.unique([int(dataset.lengths.argmin()), int(dataset.lengths.argmax())]))
+        rows = np.unique(np.linspace(0, len(dataset) - 1, PROBED_ROWS, dtype=np.int64))
+        by_length = rows[np.argsort(dataset.lengths_of(rows), kind="stable")]
+        probe = dataset.fetch(np.unique(by_length[[0, -1]]))
         packed, padded = Collator("packed", pad_token_id), Collator("padded", pad_token_id)
         unpackable = [type(model).__name__ for model in models if not can_pack(model, packed, padded, probe)]
         if unpackable and layout == "packed":
