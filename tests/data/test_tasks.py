@@ -347,18 +347,6 @@ def test_augmented_train_file(tmp_path):
     assert len(plain.splits["train"]) == 2 and plain.fingerprint != augmented.fingerprint
 
 
-def test_unlabelled_text_is_a_split_of_its_own(tmp_path):
-    rows = tsv("text_a|text_b|label", "a|b|1", "c|d|0")
-    write(tmp_path, train_tsv=rows, dev_tsv=rows, more_txt=tsv("x|y", "", "alone", "z|w"))
-    with pytest.raises(UserError, match=r"more\.txt:3: .*two texts with a tab between"):
-        load(tmp_path, unlabelled_file_path=str(tmp_path / "more.txt"))
-    data, bad = load(tmp_path, policy="skip", unlabelled_file_path=str(tmp_path / "more.txt"))
-    assert data.splits["unlabelled"] == [Example("x", "y", None), Example("z", "w", None)] and bad.total == 1
-    assert "unlabelled" not in load(tmp_path, "dev", unlabelled_file_path="none")[0].splits
-    with pytest.raises(UserError, match="no such file"):
-        load(tmp_path, unlabelled_file_path=str(tmp_path / "none.txt"))
-
-
 def test_fingerprint_follows_the_content(tmp_path):
     first = write(tmp_path / "x", train_txt=tsv("a|1", "b|0"), eval_txt=tsv("c|0"))
     before = load(first, task_name="t")[0].fingerprint

@@ -191,15 +191,22 @@ def _serve_until_told(worker: int) -> None:
 
 
 def evaluation_batches(
-    dataset: TokenDataset, collate: Collator, max_tokens: int, rank: int, world_size: int
+    dataset: TokenDataset,
+    collate: Collator,
+    max_tokens: int,
+    rank: int,
+    world_size: int,
+    rows: range | None = None,
 ) -> Iterator[MicroBatch]:
-    """Every row of `dataset` on exactly one rank, in micro-batches of like lengths, ~max_tokens tokens.
+    """Every row of `rows` (None: of all) on exactly one rank, in micro-batches of like lengths, ~max_tokens.
 
     Every rank gets as many: where there are none left, a dummy (a sharded model computes in step).
     """
-    if len(dataset) == 0:
+    rows = range(len(dataset)) if rows is None else rows
+    if len(rows) == 0:
         return
-    pieces = [piece for piece in cut(dataset.lengths, 1, max_tokens) if len(piece)]
+    lengths = dataset.lengths[rows.start : rows.stop]
+    pieces = [rows.start + piece for piece in cut(lengths, 1, max_tokens) if len(piece)]
     for m in range(rank, -(-len(pieces) // world_size) * world_size, world_size):
         if m < len(pieces):
             yield collate(dataset.fetch(pieces[m]))
