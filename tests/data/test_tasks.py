@@ -258,6 +258,17 @@ def test_labels_of_numbers_are_one_name_in_every_type(tmp_path):
     assert [e.label for e in data.splits["dev"]] == [2.0, 0.0]
 
 
+def test_missing_numbers_of_a_parquet_column_are_no_class(tmp_path):
+    nan = float("nan")
+    for split in ("train", "dev"):
+        table = {"text": ["a", "b", "c", "d"], "label": [1.0, 0.0, nan, nan]}
+        pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"train\.parquet:3: label 'nan' is not one .* Allowed: 0, 1\."):
+        load(tmp_path)
+    data, bad = load(tmp_path, policy="skip")
+    assert data.spec.labels == ("0", "1") and bad.total == 4
+
+
 def test_test_split_may_lack_labels(tmp_path):
     table = "text,label\na,x\nb,y\n"
     write(tmp_path, train_csv=table, dev_csv=table, test_csv="text\nq\n")

@@ -128,3 +128,15 @@ def test_nan_in_the_teachers_head_stops_step_2(workspace, step_1, tmp_path):
 def test_training_without_a_teacher_is_refused(workspace, step_1, tmp_path):
     with pytest.raises(UserError, match="needs --teacher_model"):
         task(workspace, tmp_path / "run", teacher_model=None, student_model=step_1)
+
+
+def test_the_folder_of_another_stage_is_left_as_it_is(workspace, general_student, tmp_path):
+    """Refused before anything is prepared in it: its own tokens are those of another kind."""
+    folder = tmp_path / "general"
+    shutil.copytree(general_student, folder)
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    with pytest.raises(
+        UserError, match=r"holds another run \(stage: 'general_distill' there, 'task_distill_int"
+    ):
+        task(workspace, folder, student_model=general_student)
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before

@@ -93,11 +93,15 @@ def test_damaged_kept_logits_are_computed_anew(workspace, step_1, step_2, tmp_pa
     assert losses(tmp_path / "run") == losses(step_2)
 
 
-def test_logits_are_kept_block_by_block(workspace, step_1, step_2, tmp_path, teacher_rows, monkeypatch):
+def test_logits_are_kept_block_by_block(
+    workspace, step_1, strong_teacher, tmp_path, teacher_rows, monkeypatch
+):
     """A first pass that dies in its second block of three, then a damaged block: only those run again."""
+    options = {"student_model": step_1, "teacher_model": strong_teacher, "pred_distill": True}
+    options |= {"max_steps": 4, "eval_step": 2, "eval_batch_size": 4}  # several micro-batches a block
+    task(workspace, tmp_path / "one_block", **options)
+    teacher_rows.clear()
     monkeypatch.setattr(targets, "BLOCK_ROWS", 64)
-    options = {"student_model": step_1, "pred_distill": True, "max_steps": 4, "eval_step": 2}
-    options |= {"eval_batch_size": 4}  # several micro-batches a block
     with monkeypatch.context() as patch:
         whole = targets.logits_of
 
@@ -123,7 +127,7 @@ def test_logits_are_kept_block_by_block(workspace, step_1, step_2, tmp_path, tea
     blocks = [np.load(file) for file in sorted(kept.glob("*.npy"))]
     assert [len(block) for block in blocks] == [64, 64, 32]
     assert all(block.dtype == np.float32 and block.flags.c_contiguous for block in blocks)
-    for ours, theirs in zip(losses(tmp_path / "run"), losses(step_2), strict=True):
+    for ours, theirs in zip(losses(tmp_path / "run"), losses(tmp_path / "one_block"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
