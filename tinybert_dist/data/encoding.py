@@ -84,7 +84,8 @@ def encode_rows(
         )
     following = iter(examples)
     while block := list(islice(following, ROWS_PER_CALL)):
-        special = tokenizer.num_special_tokens_to_add(pair=block[0][1].text_pair is not None)
+        is_pair = block[0][1].text_pair is not None
+        special = tokenizer.num_special_tokens_to_add(pair=is_pair)
         if max_seq_length <= special:
             raise UserError(
                 f"--max_seq_length {max_seq_length}: {special} special tokens leave no room for text."
@@ -92,7 +93,8 @@ def encode_rows(
         encodings = _tokenise([example for _, example in block], tokenizer, max_seq_length)
         for (place, example), encoding in zip(block, encodings, strict=True):
             ids = np.asarray(encoding.ids, np.uint32)
-            yield place, TokenRow(ids, _segment_b(encoding), example.label, bool(encoding.overflowing))
+            segment_b = _segment_b(encoding) if is_pair else len(ids)
+            yield place, TokenRow(ids, segment_b, example.label, bool(encoding.overflowing))
 
 
 def warn_of_cuts(num_cut: int, num_rows: int, max_seq_length: int, first: str) -> None:
@@ -112,6 +114,8 @@ def _tokenise(examples: Sequence[Example], tokenizer: Any, max_seq_length: int) 
         truncation="longest_first",
         max_length=max_seq_length,
         padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
     ).encodings
 
 
