@@ -238,7 +238,8 @@ def test_an_empty_shard_holds_nothing(task, tokenizer):
 def augmented(folder, rows, columns):
     for i, row in enumerate(rows):
         write_parquet(folder / "train_aug" / f"part-{i:05d}.parquet", [row], columns)
-    (folder / "train_aug" / "manifest.json").write_text("{}")
+    parts = [{"name": file.name} for file in (folder / "train_aug").glob("*.parquet")]
+    (folder / "train_aug" / "manifest.json").write_text(json.dumps({"parts": parts}))
 
 
 @pytest.mark.parametrize(
@@ -283,6 +284,11 @@ def test_augmented_folder_and_file_and_an_unfinished_folder(task, tokenizer):
     with pytest.raises(UserError, match=r"both train_aug and train_aug\.tsv could be the train_aug data"):
         prepare(task, tokenizer, aug_train=True)
     (task / "train_aug.tsv").unlink()
+    (task / "train_aug" / "part-00001.parquet").rename(task / "train_aug" / "part-00002.parquet")
+    with pytest.raises(
+        UserError, match=r"train_aug: part-00001\.parquet is there or in manifest\.json, and not"
+    ):
+        prepare(task, tokenizer, aug_train=True)
     (task / "train_aug" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"train_aug: no manifest\.json: not finished. Run the augment stage"):
         prepare(task, tokenizer, aug_train=True)

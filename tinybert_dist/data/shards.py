@@ -6,6 +6,7 @@ from pathlib import Path
 from tinybert_dist.config import UserError
 from tinybert_dist.data.tables import ROW_FORMATS
 from tinybert_dist.data.text import COMPRESSION, format_suffix
+from tinybert_dist.files import read_json
 
 FORMATS = {".txt", *ROW_FORMATS}
 NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)")
@@ -34,6 +35,11 @@ def shards_of(path: Path) -> list[Path]:
     other = next((file for file in found if _format(file) != _format(found[0])), None)
     if other is not None:
         raise UserError(f"{path}: {found[0].name} and {other.name} are of two formats. Keep one of them.")
+    unlike = sorted(_listed(path / MANIFEST, found) ^ {file.name for file in found})
+    if unlike:
+        raise UserError(
+            f"{path}: {unlike[0]} is there or in {MANIFEST}, and not in both. Run the augment stage again."
+        )
     return found
 
 
@@ -57,6 +63,14 @@ def split_stem(path: Path) -> tuple[str, Path] | None:
         stem, total = numbered.groups()
         path = path.with_name(f"{stem}-*-of-{total}{path.name[len(numbered[0]) :]}")
     return stem.lower(), path
+
+
+def _listed(manifest: Path, found: list[Path]) -> set[str]:
+    """Names of the shards that augment wrote; those found in a folder that something else made."""
+    try:
+        return {part["name"] for part in read_json(manifest)["parts"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {file.name for file in found}
 
 
 def _format(file: Path) -> str:
