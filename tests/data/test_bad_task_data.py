@@ -9,7 +9,7 @@ from transformers import BertTokenizerFast
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.task_tokens import prepare_rows
-from tinybert_dist.data.tasks import TaskOptions, find_task, load_task
+from tinybert_dist.data.tasks import TaskData, TaskOptions, find_task, load_task
 from tinybert_dist.data.text import BadRecords
 
 GOOD = [("w1", "a"), ("w2", "b")]
@@ -121,8 +121,8 @@ def doors(folder, kind, tokenizer, policy, **changes):
 
     def train():
         bad = BadRecords(policy)
-        _, spec = find_task(options)
-        return len(prepare_rows(options, spec, tokenizer, folder / "tokens", bad).dataset), bad
+        task = TaskData(*find_task(options), {}, {}, "")
+        return len(prepare_rows(options, task, tokenizer, folder / "tokens", bad).dataset), bad
 
     return {"train": train, "dev": dev}
 

@@ -47,8 +47,8 @@ def prepare(folder, tokenizer, policy="error", with_unlabelled=True, **options):
     """(rows, bad records) of a task folder; its tokens go to `folder`/tokens."""
     parsed = TaskOptions(data_dir=str(folder), **{"max_seq_length": 8, **options})
     bad = BadRecords(policy)
-    spec = load_task(parsed, BadRecords("skip"), ("dev",)).spec
-    return prepare_rows(parsed, spec, tokenizer, folder / "tokens", bad, with_unlabelled), bad
+    task = load_task(parsed, BadRecords("skip"), ("dev",))
+    return prepare_rows(parsed, task, tokenizer, folder / "tokens", bad, with_unlabelled), bad
 
 
 def rows_of(dataset):

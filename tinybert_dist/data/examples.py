@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tinybert_dist.config import UserError
 from tinybert_dist.data.encoding import Example
 from tinybert_dist.data.glue import TaskSpec
 from tinybert_dist.data.labels import canonical_label
@@ -51,10 +50,8 @@ def read_unlabelled(
     path: Path, spec: TaskSpec, bad: BadRecords, on_read: OnRead | None = None
 ) -> Iterator[tuple[Place, Example]]:
     """Text without labels, or with labels nobody looks at: tables, or lines `text[<TAB>text2]`; a file or a
-    folder of either. Raises UserError when there is none.
+    folder of either.
     """
-    if not path.exists():
-        raise UserError(f"--unlabelled_file_path {path}: no such file.")
     if ROW_FORMATS.get(format_suffix(shards_of(path)[0]), "tsv") != "tsv":
         for file, line, texts, _ in read_records(path, spec, bad, "unlabelled", on_read):
             yield Place(file, line), Example(texts[0], texts[1] if len(texts) > 1 else None, None)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ SPLIT_STEMS = {
     "dev": ("dev", "eval", "validation", "valid", "val"),
     "test": ("test",),
 }
+LAYOUT_LINES = 100_000  # of a file without header are looked at to tell its layout
 DEFAULT_LABELS = ("label", "labels", "gold_label", "score", "target")
 
 
@@ -123,7 +125,7 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
 
 def text_layout(name: str, files: dict[str, Path], file: Path) -> TaskSpec:
     """Spec of header-less `text[<TAB>text2]<TAB>label` files: the commonest width of `file` decides which."""
-    lines = read_lines(file, BadRecords("skip"))
+    lines = islice(read_lines(file, BadRecords("skip")), LAYOUT_LINES)
     widths = Counter(line.count("\t") + 1 for _, line in lines if line.strip())
     width = widths.most_common(1)[0][0] if widths else 0
     if width not in {2, 3}:

@@ -23,10 +23,10 @@ from tinybert_dist.data.glue import TaskSpec
 from tinybert_dist.data.shards import shards_of
 from tinybert_dist.data.tasks import (
     NO_EXAMPLE,
+    TaskData,
     TaskOptions,
     content_of,
     describe_split,
-    find_task,
     split_paths,
 )
 from tinybert_dist.data.text import BadRecords, OnRead
@@ -52,7 +52,7 @@ class TrainingRows(NamedTuple):
 
 def prepare_rows(
     options: TaskOptions,
-    spec: TaskSpec,
+    task: TaskData,
     tokenizer: Any,
     folder: Path,
     bad: BadRecords,
@@ -60,13 +60,15 @@ def prepare_rows(
 ) -> TrainingRows:
     """Tokenises train (or train_aug) and the unlabelled text into `folder`, unless that was done before.
 
-    spec: with its labels, of load_task. What is passed over goes to `bad`, also what an earlier call passed
-    over. Raises UserError for bad records, and when a file has no usable row.
+    task: of load_task. What is passed over goes to `bad`, also what an earlier call passed over. Raises
+    UserError for bad records, and when a file has no usable row.
     """
-    task_folder, _ = find_task(options)
-    paths = split_paths(task_folder, spec, options, ["train"])
+    spec = task.spec
+    paths = split_paths(task.folder, spec, options, ["train"])
     if with_unlabelled and options.unlabelled_file_path is not None:
-        paths["unlabelled"] = _existing(Path(options.unlabelled_file_path))
+        paths["unlabelled"] = unlabelled = Path(options.unlabelled_file_path)
+        if not unlabelled.exists():
+            raise UserError(f"--unlabelled_file_path {unlabelled}: no such file or folder.")
     sources = {split: content_of(path) for split, path in paths.items()}
     key = fingerprint(
         [VERSION, sources, dataclasses.asdict(spec), options.max_seq_length, _rules(tokenizer), bad.policy]
@@ -138,12 +140,6 @@ def _examples(
     if split == "unlabelled":
         return read_unlabelled(path, spec, bad, on_read)
     return read_examples(path, spec, bad, split, on_read)
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"--unlabelled_file_path {path}: no such file or folder.")
-    return path
 
 
 def _rules(tokenizer: Any) -> str:

@@ -59,8 +59,9 @@ class TaskOptions:
 
 @dataclasses.dataclass
 class TaskData:
-    """A task's examples by split (GLUE MNLI: dev_matched, dev_mismatched), and where each stands."""
+    """A task's folder, its examples by split (GLUE MNLI: dev_matched, dev_mismatched), where each stands."""
 
+    folder: Path
     spec: TaskSpec
     splits: dict[str, list[Example]]
     origins: dict[str, Origin]
@@ -132,7 +133,7 @@ def load_task(options: TaskOptions, bad: BadRecords, splits: Sequence[str] = ("t
     paths = split_paths(folder, spec, options, splits)
     if spec.mode == "classification" and not spec.labels:
         spec = dataclasses.replace(spec, labels=_labels_in_data(folder, spec, options))
-    data = TaskData(spec, {}, {}, "")
+    data = TaskData(folder, spec, {}, {}, "")
     for split, path in paths.items():
         rows = list(read_examples(path, spec, bad, split))
         if not rows:

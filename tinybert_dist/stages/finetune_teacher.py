@@ -92,7 +92,7 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     )
     task = on_main(accelerator, load_task, config, bad, ("dev",))
     prepared = Path(config.output_dir) / "tokens"
-    rows = on_main(accelerator, prepare_rows, config, task.spec, tokenizer, prepared, bad, False)
+    rows = on_main(accelerator, prepare_rows, config, task, tokenizer, prepared, bad, False)
     dataset = rows.dataset
     if accelerator.is_main_process:
         print(task.describe(), rows.description, *filter(None, [bad.summary()]), sep="\n")

@@ -121,7 +121,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     pair = load_pair(config, task)
     layer_map = None if config.pred_distill else config.build_map(pair.student.config, pair.teacher.config)
     prepared = Path(config.output_dir) / "tokens"
-    rows = on_main(accelerator, prepare_rows, config, task.spec, tokenizer, prepared, bad)
+    rows = on_main(accelerator, prepare_rows, config, task, tokenizer, prepared, bad)
     dataset = rows.dataset
     if accelerator.is_main_process:
         print(task.describe(), rows.description, *filter(None, [bad.summary()]), sep="\n")
