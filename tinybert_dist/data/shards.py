@@ -20,10 +20,8 @@ def shards_of(path: Path) -> list[Path]:
     there.
     """
     if "*" in path.name:
-        found, wanted = (
-            sorted(path.parent.glob(path.name)),
-            int(str(path).rpartition("-of-")[2].split(".")[0]),
-        )
+        found = sorted(path.parent.glob(path.name))
+        wanted = int(path.name.rpartition("-of-")[2].split(".")[0])
         if len(found) != wanted:
             raise UserError(f"{path}: {len(found)} of {wanted} files are there. Copy the others beside them.")
         return found
