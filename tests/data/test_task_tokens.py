@@ -227,7 +227,8 @@ def test_an_empty_shard_holds_nothing(task, tokenizer):
     (task / "train.tsv").unlink()
     write_parquet(task / "train" / "a.parquet", [("w1", "a"), ("w2", "b")])
     empty = pa.table({"sentence": pa.array([], pa.string()), "label": pa.array([], pa.string())})
-    pq.write_table(empty, task / "train" / "b.parquet")
+    for name in ("0", "b"):
+        pq.write_table(empty, task / "train" / f"{name}.parquet")
     write_parquet(task / "train" / "c.parquet", [("w3", "b")])
     assert texts_of(prepare(task, tokenizer)[0].dataset) == ["w1", "w2", "w3"]
 

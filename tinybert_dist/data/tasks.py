@@ -105,7 +105,8 @@ def find_task(options: TaskOptions) -> tuple[Path, TaskSpec]:
             f"--data_dir {folder}: no train, dev (or eval, validation) or test file with extension "
             f".txt .tsv .csv .jsonl .parquet. It holds: {_names_in(folder)}."
         )
-    name, file = options.task_name or folder.resolve().name, shards_of(path)[0]
+    name = options.task_name or folder.resolve().name
+    file = max(shards_of(path), key=lambda shard: shard.stat().st_size)  # the first may hold no row
     is_text = format_suffix(file) == ".txt"
     named = [other for split, other in files.items() if split != "train_aug"]
     mixed = [other.name for other in named if (format_suffix(shards_of(other)[0]) == ".txt") != is_text]
