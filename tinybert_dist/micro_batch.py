@@ -15,7 +15,7 @@ class MicroBatch:
 
     input_ids: Tensor  # [1, T] packed, [B, S] padded
     token_type_ids: Tensor  # the same shape
-    rows_B: Tensor  # dataset rows
+    rows_B: Tensor  # dataset rows; stay on the host
     labels_B: Tensor  # class index or value, nan where unlabelled (float64)
     starts_B: Tensor  # index of each sequence's first token in the flattened ids
     num_tokens: int  # real tokens
@@ -46,7 +46,8 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same micro-batch on `device`; transfers from pinned memory overlap with compute."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, rows_B=self.rows_B)  # looked up there without waiting for the device
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the DataLoader's pinning thread."""

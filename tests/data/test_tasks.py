@@ -258,6 +258,17 @@ def test_labels_of_numbers_are_one_name_in_every_type(tmp_path):
     assert [e.label for e in data.splits["dev"]] == [2.0, 0.0]
 
 
+def test_missing_numbers_of_a_parquet_column_are_no_class(tmp_path):
+    nan = float("nan")
+    for split in ("train", "dev"):
+        table = {"text": ["a", "b", "c", "d"], "label": [1.0, 0.0, nan, nan]}
+        pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"train\.parquet:3: label 'nan' is not one .* Allowed: 0, 1\."):
+        load(tmp_path)
+    data, bad = load(tmp_path, policy="skip")
+    assert data.spec.labels == ("0", "1") and bad.total == 4
+
+
 def test_test_split_may_lack_labels(tmp_path):
     table = "text,label\na,x\nb,y\n"
     write(tmp_path, train_csv=table, dev_csv=table, test_csv="text\nq\n")
@@ -345,18 +356,6 @@ def test_augmented_train_file(tmp_path):
     plain, _ = load(tmp_path, task_name="SST-2")
     assert [e.text for e in augmented.splits["train"]] == ["a", "a2", "b"]
     assert len(plain.splits["train"]) == 2 and plain.fingerprint != augmented.fingerprint
-
-
-def test_unlabelled_text_is_a_split_of_its_own(tmp_path):
-    rows = tsv("text_a|text_b|label", "a|b|1", "c|d|0")
-    write(tmp_path, train_tsv=rows, dev_tsv=rows, more_txt=tsv("x|y", "", "alone", "z|w"))
-    with pytest.raises(UserError, match=r"more\.txt:3: .*two texts with a tab between"):
-        load(tmp_path, unlabelled_file_path=str(tmp_path / "more.txt"))
-    data, bad = load(tmp_path, policy="skip", unlabelled_file_path=str(tmp_path / "more.txt"))
-    assert data.splits["unlabelled"] == [Example("x", "y", None), Example("z", "w", None)] and bad.total == 1
-    assert "unlabelled" not in load(tmp_path, "dev", unlabelled_file_path="none")[0].splits
-    with pytest.raises(UserError, match="no such file"):
-        load(tmp_path, unlabelled_file_path=str(tmp_path / "none.txt"))
 
 
 def test_fingerprint_follows_the_content(tmp_path):

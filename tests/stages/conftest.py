@@ -63,3 +63,53 @@ def reference_folders(tmp_path_factory, sentences):
         (folder / "task" / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
     (folder / "corpus.txt").write_text("\n".join(sentences[:80]) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def strong_teacher(workspace, tmp_path_factory):
+    """A fine-tuned teacher: its predictions are far from even, and of both classes."""
+    from stage_runs import finetune
+
+    folder = tmp_path_factory.mktemp("strong") / "teacher"
+    finetune(workspace, folder, max_steps=60, learning_rate=2e-3, train_batch_size=32, eval_step=1000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def step_1(workspace, general_student, tmp_path_factory):
+    """The finished folder of task distillation's step 1."""
+    from stage_runs import task
+
+    folder = tmp_path_factory.mktemp("step_1") / "run"
+    assert task(workspace, folder, student_model=general_student)["outcome"] == "finished"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def step_2(workspace, step_1, tmp_path_factory):
+    """The finished folder of step 2."""
+    from stage_runs import task
+
+    folder = tmp_path_factory.mktemp("step_2") / "run"
+    outcome = task(workspace, folder, student_model=step_1, pred_distill=True, max_steps=4, eval_step=2)
+    assert outcome["outcome"] == "finished"
+    return folder
+
+
+@pytest.fixture
+def teacher_rows(monkeypatch, workspace):
+    """Rows the prediction pass of a teacher (48 wide) computed, in order."""
+    from tinybert_dist.distill.capture import encode
+    from tinybert_dist.training import evaluation
+
+    seen = []
+
+    def count(model, batch, *arguments):
+        if model.config.hidden_size == 48:
+            seen.extend(batch.rows_B.tolist())
+        return encode(model, batch, *arguments)
+
+    monkeypatch.setattr(evaluation, "encode", count)
+    monkeypatch.setattr("tinybert_dist.distill.teacher.encode", count)
+    assert seen == []
+    return seen

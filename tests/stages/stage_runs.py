@@ -1,9 +1,13 @@
 """Runs of the four training and evaluation stages in this process, as a command line would start them."""
 
 import json
+import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from tinybert_dist.config import parse
+from tinybert_dist.files import read_json
 from tinybert_dist.stages import evaluate, finetune_teacher, general_distill, task_distill
 
 
@@ -83,3 +87,29 @@ def predictions(folder):
     """predictions.tsv as dicts by column."""
     header, *lines = (Path(folder) / "predictions.tsv").read_text().splitlines()
     return [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+
+
+def weights(folder):
+    """The saved tensors of a model folder."""
+    return load_file(folder / "model.safetensors")
+
+
+def copy_model(source, folder):
+    """A model folder that is no run."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("checkpoints", "run.json", "outcome.json"))
+    return folder
+
+
+def edit_config(folder, **changes):
+    """config.json of a model folder with other values."""
+    config = read_json(folder / "config.json") | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def own_task(folder, rows, header="sentence\tlabel", dev=None):
+    """A task folder of one's own: the same rows as train and dev unless `dev` is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", rows), ("dev", rows if dev is None else dev)):
+        (folder / f"{name}.tsv").write_text("\n".join([header, *part]) + "\n")
+    return folder

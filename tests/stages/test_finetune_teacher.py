@@ -86,6 +86,15 @@ def test_how_a_step_is_computed_does_not_change_it(workspace, tmp_path, changes)
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+def test_rows_are_tokenised_once_and_unlabelled_text_is_none_of_them(workspace, tmp_path, capsys, caplog):
+    options = {"unlabelled_file_path": workspace / "corpus.txt"}
+    assert finetune(workspace, tmp_path / "run", max_seconds=1e-6, **options)["outcome"] == "interrupted"
+    assert "160 rows tokenised now" in capsys.readouterr().out
+    assert "--unlabelled_file_path has no effect: a teacher learns from labels" in caplog.text
+    assert finetune(workspace, tmp_path / "run", **options)["outcome"] == "finished"
+    assert "all rows tokenised before" in capsys.readouterr().out
+
+
 # --- from nothing -------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,10 @@ class TaskSpec:
         """Width of the model's output: the number of classes, 1 for regression."""
         return 1 if self.mode == "regression" else len(self.labels)
 
+    def class_name(self, label: float | None) -> str:
+        """Name of a class index; "" for a missing label and for the value of a regression."""
+        return "" if label is None or not self.labels else self.labels[int(label)]
+
     @property
     def is_table(self) -> bool:
         """True when columns go by name, False when they go by number."""

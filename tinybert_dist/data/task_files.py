@@ -1,15 +1,17 @@
-"""Task files on disk: GLUE layouts, header-less text files, and tables of one's own."""
+"""Task files on disk: GLUE layouts, header-less text files, and tables of one's own; one file or shards."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.glue import WITH_F1, TaskSpec
+from tinybert_dist.data.shards import shards_of, split_stem
 from tinybert_dist.data.tables import ROW_FORMATS, read_rows
-from tinybert_dist.data.text import COMPRESSION, BadRecords, format_suffix, read_lines
+from tinybert_dist.data.task_tables import RawRows, find_texts, listed, raw_table
+from tinybert_dist.data.text import BadRecords, OnRead, format_suffix, read_lines
 
 SPLIT_STEMS = {
     "train": ("train",),
@@ -17,34 +19,17 @@ SPLIT_STEMS = {
     "dev": ("dev", "eval", "validation", "valid", "val"),
     "test": ("test",),
 }
-DEFAULT_TEXT_PAIRS = (
-    ("text", "text_pair"),
-    ("text_a", "text_b"),
-    ("text1", "text2"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-)
-DEFAULT_TEXTS = ("sentence", "text", "text_a", "text1", "sentence1")
+LAYOUT_LINES = 100_000  # of a file without header are looked at to tell its layout
 DEFAULT_LABELS = ("label", "labels", "gold_label", "score", "target")
 
 
 class Record(NamedTuple):
     """One row of a task file, label not yet looked at."""
 
+    file: Path
     line: int
     texts: tuple[str, ...]
     label: str | None
-
-
-class RawRows(NamedTuple):
-    """A task file column by column, so that it can be written back with the same columns."""
-
-    header: str | None
-    text_columns: tuple[int, ...]
-    label_column: int | None
-    rows: Iterator[tuple[int, list[str]]]
 
 
 def read_raw_rows(
@@ -58,11 +43,19 @@ def read_raw_rows(
     return _open_rows(file, spec, BadRecords("error") if bad is None else bad, split, one_line=True)
 
 
-def _open_rows(file: str | Path, spec: TaskSpec, bad: BadRecords, split: str, one_line: bool) -> RawRows:
+def _open_rows(
+    file: str | Path,
+    spec: TaskSpec,
+    bad: BadRecords,
+    split: str,
+    one_line: bool,
+    on_read: OnRead | None = None,
+) -> RawRows:
     is_test = split.startswith("test")
-    if spec.is_table:
-        return _raw_table(file, spec, bad, is_test, one_line)
-    lines = _unblank(file, bad)
+    # augment also writes Parquet for files whose columns have no names
+    if spec.is_table or ROW_FORMATS.get(format_suffix(file), "tsv") != "tsv":
+        return raw_table(file, spec, bad, split, one_line, on_read)
+    lines = _unblank(file, bad, on_read)
     header, width = None, spec.num_columns
     text_columns = spec.test_columns if is_test else spec.text_columns
     if spec.test_has_header if is_test else spec.has_header:
@@ -78,9 +71,25 @@ def _open_rows(file: str | Path, spec: TaskSpec, bad: BadRecords, split: str, on
     return RawRows(header, columns, label_column, _of_width(file, lines, widths, bad))
 
 
-def read_records(file: str | Path, spec: TaskSpec, bad: BadRecords, split: str) -> Iterator[Record]:
-    """Rows of a task file; those of a wrong width, without text or with bad UTF-8 go to `bad`."""
-    raw = _open_rows(file, spec, bad, split, one_line=False)
+def read_records(
+    path: str | Path, spec: TaskSpec, bad: BadRecords, split: str, on_read: OnRead | None = None
+) -> Iterator[Record]:
+    """Rows of a task file or of its shards; those of a wrong width, without text or with bad UTF-8 go to
+    `bad`. Split "unlabelled": labels are not looked for. Raises UserError for a shard with other columns.
+    """
+    first: tuple[Path, str] | None = None
+    for file in shards_of(Path(path)):
+        raw = _open_rows(file, spec, bad, split, one_line=False, on_read=on_read)
+        # in JSON lines any row may leave out what is empty
+        if raw.header and ROW_FORMATS.get(format_suffix(file)) != "jsonl":
+            first = first or (file, raw.header)
+            if raw.header != first[1]:
+                here, there = (header.replace("\t", ", ") for header in (raw.header, first[1]))
+                raise UserError(f"{file}: its columns are {here}; those of {first[0].name}: {there}.")
+        yield from _records(file, raw, bad)
+
+
+def _records(file: Path, raw: RawRows, bad: BadRecords) -> Iterator[Record]:
     label_column = raw.label_column
     for line, row in raw.rows:
         texts = tuple(row[column] for column in raw.text_columns)
@@ -90,18 +99,20 @@ def read_records(file: str | Path, spec: TaskSpec, bad: BadRecords, split: str) 
         if empty:
             bad.report(file, line, f"empty text in column {empty[0] + 1}", "Every row needs its text.")
         else:
-            yield Record(line, texts, label)
+            yield Record(file, line, texts, label)
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
-    """train, train_aug, dev and test files of a folder, by name. Raises UserError when a split has two."""
+    """train, train_aug, dev and test data of a folder, as shards_of takes it.
+
+    Raises UserError when a split is there twice.
+    """
     found: dict[str, Path] = {}
     stem_to_split = {stem: split for split, stems in SPLIT_STEMS.items() for stem in stems}
-    for path in sorted(Path(folder).iterdir()):
-        suffix = format_suffix(path)
-        name = path.with_suffix("").name if path.suffix.lower() in COMPRESSION else path.name
-        split = stem_to_split.get(name[: len(name) - len(suffix)].lower()) if suffix else None
-        if split is None or suffix not in {".txt", *ROW_FORMATS} or not path.is_file():
+    for entry in sorted(Path(folder).iterdir()):
+        stem, path = split_stem(entry) or ("", entry)
+        split = stem_to_split.get(stem)
+        if split is None or found.get(split) == path:
             continue
         if split in found:
             raise UserError(
@@ -114,7 +125,7 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
 
 def text_layout(name: str, files: dict[str, Path], file: Path) -> TaskSpec:
     """Spec of header-less `text[<TAB>text2]<TAB>label` files: the commonest width of `file` decides which."""
-    lines = read_lines(file, BadRecords("skip"))
+    lines = islice(read_lines(file, BadRecords("skip")), LAYOUT_LINES)
     widths = Counter(line.count("\t") + 1 for _, line in lines if line.strip())
     width = widths.most_common(1)[0][0] if widths else 0
     if width not in {2, 3}:
@@ -141,38 +152,22 @@ def table_layout(
         raise UserError(f"{file}: holds no row. The first line names the columns, rows follow.")
     for option, value in (("--text_column", text), ("--text_pair_column", pair), ("--label_column", label)):
         if value is not None and value not in columns:
-            raise UserError(f"{option} {value}: {file} has no such column. It has: {_listed(columns)}.")
+            raise UserError(f"{option} {value}: {file} has no such column. It has: {listed(columns)}.")
     text_columns = (
-        tuple(c for c in (text, pair) if c is not None) if text else _find_texts(file, columns, pair, label)
+        tuple(c for c in (text, pair) if c is not None) if text else find_texts(file, columns, pair, label)
     )
     if label is None:
         labels = [c for c in DEFAULT_LABELS if c in columns and c not in text_columns]
         if len(labels) != 1:
-            problem = f"several could be the label ({_listed(labels)})" if labels else "none is called label"
+            problem = f"several could be the label ({listed(labels)})" if labels else "none is called label"
             raise UserError(
-                f"{file}: of its columns {_listed(columns)} {problem}. Name it with --label_column."
+                f"{file}: of its columns {listed(columns)} {problem}. Name it with --label_column."
             )
         label = labels[0]
     return TaskSpec(
         name, text_columns=text_columns, label_column=label, test_columns=text_columns,
         **_files_and_metrics(files, "train.tsv"),
     )  # fmt: skip
-
-
-def _find_texts(file: Path, columns: Sequence[str], pair: str | None, label: str | None) -> tuple[str, ...]:
-    free = [column for column in columns if column not in {pair, label}]
-    pairs = [both for both in DEFAULT_TEXT_PAIRS if set(both) <= set(free) and pair is None]
-    paired = set(chain.from_iterable(pairs))
-    singles = [(column,) for column in DEFAULT_TEXTS if column in free and column not in paired]
-    candidates: list[tuple[str, ...]] = [*pairs, *singles]
-    if len(candidates) != 1:
-        several = f"several could be the text ({_listed(chain.from_iterable(candidates))})"
-        problem = several if candidates else "none has a usual name"
-        raise UserError(
-            f"{file}: of its columns {_listed(columns)} {problem}. Name the text with --text_column "
-            "(and --text_pair_column); the first line must hold the column names."
-        )
-    return candidates[0] + ((pair,) if pair else ())
 
 
 def _files_and_metrics(files: dict[str, Path], train: str) -> dict:
@@ -182,27 +177,6 @@ def _files_and_metrics(files: dict[str, Path], train: str) -> dict:
         "test_files": {"test": files["test"].name} if "test" in files else {},
         "metrics": WITH_F1,
     }
-
-
-def _raw_table(file: str | Path, spec: TaskSpec, bad: BadRecords, is_test: bool, one_line: bool) -> RawRows:
-    rows = read_rows(file, bad)
-    first = next(rows, None)
-    if first is None:
-        return RawRows("", (0,) * len(spec.text_columns), None, iter(()))
-    columns = list(first[1])
-    needed = [*spec.text_columns, *([] if is_test else [spec.label_column])]
-    for column in needed:
-        if column not in columns:
-            raise UserError(
-                f"{file}: no column {column!r}. It has: {_listed(columns)}. Name columns with "
-                "--text_column, --text_pair_column and --label_column."
-            )
-    label_column = columns.index(str(spec.label_column)) if spec.label_column in columns else None
-    as_columns = (
-        (line, [_field(row.get(c), one_line) for c in columns]) for line, row in chain([first], rows)
-    )
-    text_columns = tuple(columns.index(str(c)) for c in spec.text_columns)
-    return RawRows("\t".join(map(_field, columns)), text_columns, label_column, as_columns)
 
 
 def _check_header(file: str | Path, number: int, width: int, spec: TaskSpec, is_test: bool) -> None:
@@ -216,10 +190,10 @@ def _check_header(file: str | Path, number: int, width: int, spec: TaskSpec, is_
         )
 
 
-def _unblank(file: str | Path, bad: BadRecords) -> Iterator[tuple[int, str]]:
+def _unblank(file: str | Path, bad: BadRecords, on_read: OnRead | None = None) -> Iterator[tuple[int, str]]:
     # blank lines at the very end are how many editors close a file; inside they are a lost row
     blank: list[int] = []
-    for number, line in read_lines(file, bad):
+    for number, line in read_lines(file, bad, on_read):
         if not line.strip():
             blank.append(number)
             continue
@@ -240,15 +214,3 @@ def _of_width(
             expected = " or ".join(str(width) for width in sorted(widths, key=str))
             problem = f"{len(row)} tab-separated columns where {expected} are expected"
             bad.report(file, number, problem, "Repair the row.")
-
-
-def _field(value: object, one_line: bool = True) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return " ".join(str(value).splitlines()).replace("\t", " ") if one_line else str(value)
-
-
-def _listed(names) -> str:
-    return ", ".join(map(str, names))

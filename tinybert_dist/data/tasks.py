@@ -2,29 +2,30 @@
 
 import dataclasses
 import logging
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from tinybert_dist.config import HfArg, UserError
 from tinybert_dist.data.encoding import Example, Origin
+from tinybert_dist.data.examples import count_labels, read_examples
 from tinybert_dist.data.glue import STSB_METRICS, TaskSpec, glue_task, is_glue
 from tinybert_dist.data.labels import all_fractional, canonical_label, find_labels
-from tinybert_dist.data.task_files import Record, find_splits, read_records, table_layout, text_layout
-from tinybert_dist.data.text import BadRecords, format_suffix, read_lines
+from tinybert_dist.data.shards import MANIFEST, shards_of
+from tinybert_dist.data.task_files import find_splits, table_layout, text_layout
+from tinybert_dist.data.text import BadRecords, format_suffix
 from tinybert_dist.files import fingerprint, sha256_of
 
 logger = logging.getLogger(__name__)
+
+NO_EXAMPLE = "no usable example. Check the file and the rows reported above."
 
 
 @dataclasses.dataclass(kw_only=True)
 class TaskOptions:
     """Where the task's data is and what its columns mean."""
 
-    data_dir: str = HfArg(help="folder with train, dev and test files (GLUE, train.txt/eval.txt, or tables)")
+    data_dir: str = HfArg(help="folder with train, dev and test files or folders (GLUE, text, or tables)")
     task_name: str | None = HfArg(default=None, help="GLUE task, or any name for data of your own")
     task_mode: str | None = HfArg(
         default=None,
@@ -51,14 +52,16 @@ class TaskOptions:
         default=False, help="train on train_aug.* (written by augment) instead of train.*"
     )
     unlabelled_file_path: str | None = HfArg(
-        default=None, help="text file for the teacher to label: one text per line, a second text after a tab"
+        default=None,
+        help="text for the teacher to label: one per line, a second text after a tab; a table; or a folder",
     )
 
 
 @dataclasses.dataclass
 class TaskData:
-    """A task's examples by split (GLUE MNLI: dev_matched, dev_mismatched), and where each stands."""
+    """A task's folder, its examples by split (GLUE MNLI: dev_matched, dev_mismatched), where each stands."""
 
+    folder: Path
     spec: TaskSpec
     splits: dict[str, list[Example]]
     origins: dict[str, Origin]
@@ -73,10 +76,8 @@ class TaskData:
         """One line per split, with the number of examples of every class."""
         lines = [f"task {self.spec.name}: {self.spec.mode}, selected by {self.spec.selection_metric}"]
         for split, examples in self.splits.items():
-            counts = Counter(example.label for example in examples)
-            classes = [f"{name} {counts[i]:,}" for i, name in enumerate(self.spec.labels) if counts[i]]
-            shown = f" ({', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''})" if classes else ""
-            lines.append(f"  {split}: {len(examples):,} examples of {self.origins[split].file}{shown}")
+            counts = Counter(self.spec.class_name(example.label) for example in examples)
+            lines.append(describe_split(split, self.origins[split].file, self.spec, counts))
         return "\n".join(lines)
 
 
@@ -96,8 +97,8 @@ def find_task(options: TaskOptions) -> tuple[Path, TaskSpec]:
         if any((candidate / name).is_file() for name in names):
             return candidate, _with_options(spec, options)
     files = find_splits(folder)
-    file = files.get("train") or files.get("train_aug") or files.get("dev") or files.get("test")
-    if file is None:
+    path = files.get("train") or files.get("train_aug") or files.get("dev") or files.get("test")
+    if path is None:
         if options.task_name is not None:
             glue_task(options.task_name)
         raise UserError(
@@ -105,12 +106,13 @@ def find_task(options: TaskOptions) -> tuple[Path, TaskSpec]:
             f".txt .tsv .csv .jsonl .parquet. It holds: {_names_in(folder)}."
         )
     name = options.task_name or folder.resolve().name
+    file = max(shards_of(path), key=lambda shard: shard.stat().st_size)  # the first may hold no row
     is_text = format_suffix(file) == ".txt"
-    named = {split: path for split, path in files.items() if split != "train_aug"}
-    mixed = [path.name for path in named.values() if (format_suffix(path) == ".txt") != is_text]
+    named = [other for split, other in files.items() if split != "train_aug"]
+    mixed = [other.name for other in named if (format_suffix(shards_of(other)[0]) == ".txt") != is_text]
     if mixed:
         raise UserError(
-            f"--data_dir {folder}: {file.name} and {', '.join(mixed)} are laid out differently. "
+            f"--data_dir {folder}: {path.name} and {', '.join(mixed)} are laid out differently. "
             "Use header-less .txt for all, or tables for all."
         )
     columns = (options.text_column, options.text_pair_column, options.label_column)
@@ -122,30 +124,44 @@ def find_task(options: TaskOptions) -> tuple[Path, TaskSpec]:
 
 
 def load_task(options: TaskOptions, bad: BadRecords, splits: Sequence[str] = ("train", "dev")) -> TaskData:
-    """Reads `splits` of "train", "dev", "test" (for MNLI both dev files) or one of them by name.
+    """Reads `splits` of "train", "dev", "test" (for MNLI both dev files) or one of them by name into memory.
 
-    `aug_train` reads the train_aug file for "train"; `unlabelled_file_path` adds a split "unlabelled" to it.
-    Labels come from the task, from --labels, or from the train file (see labels.find_labels). Rows whose
-    label is not among them, is no finite number, or is missing outside of test go to `bad`.
+    What a model trains on may be larger: task_tokens.prepare_rows. `aug_train` reads train_aug for "train".
+    Labels come from the task, from --labels, or from the train file (see labels.find_labels). Rows that
+    cannot be used go to `bad`.
     """
     folder, spec = find_task(options)
-    files = {
-        name: file for split in splits for name, file in _files_of(folder, spec, split, options.aug_train)
-    }
-    records = {split: list(read_records(file, spec, bad, split)) for split, file in files.items()}
+    paths = split_paths(folder, spec, options, splits)
     if spec.mode == "classification" and not spec.labels:
-        spec = dataclasses.replace(spec, labels=_labels_in_data(folder, spec, options, records))
-    data = TaskData(spec, {}, {}, "")
-    for split, file in files.items():
-        labelled = _labelled(file, records.pop(split), spec, bad, split)
-        _add_split(data, split, file, labelled)
-    if options.unlabelled_file_path is not None and "train" in splits:
-        file = Path(options.unlabelled_file_path)
-        _add_split(data, "unlabelled", file, _unlabelled(file, spec, bad))
-    sources = {split: sha256_of(origin.file) for split, origin in data.origins.items()}
+        spec = dataclasses.replace(spec, labels=_labels_in_data(folder, spec, options))
+    data = TaskData(folder, spec, {}, {}, "")
+    for split, path in paths.items():
+        rows = list(read_examples(path, spec, bad, split))
+        if not rows:
+            raise UserError(f"{path}: {NO_EXAMPLE}")
+        data.splits[split] = [example for _, example in rows]
+        data.origins[split] = Origin.of(path, [place for place, _ in rows])
+    sources = {split: content_of(path) for split, path in paths.items()}
     kept = {split: len(examples) for split, examples in data.splits.items()}
     data.fingerprint = fingerprint({"sources": sources, "kept": kept, "spec": dataclasses.asdict(spec)})
     return data
+
+
+def split_paths(folder: Path, spec: TaskSpec, options: TaskOptions, splits: Sequence[str]) -> dict[str, Path]:
+    """Where each of `splits` is, as shards_of takes it. Raises UserError when one is missing."""
+    return {name: path for split in splits for name, path in _paths_of(folder, spec, split, options)}
+
+
+def content_of(path: Path) -> list[tuple[str, str]]:
+    """(format, sha256) of each file of a split."""
+    return [(format_suffix(file), sha256_of(file)) for file in shards_of(path)]
+
+
+def describe_split(split: str, path: Path, spec: TaskSpec, counts: Mapping[str, int]) -> str:
+    """One line: the number of examples, and of those of every class, from `counts` by label."""
+    classes = [f"{name} {counts[name]:,}" for name in spec.labels if counts.get(name)]
+    shown = f" ({', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''})" if classes else ""
+    return f"  {split}: {sum(counts.values()):,} examples of {path}{shown}"
 
 
 def _glue_folders(folder: Path, name: str | None) -> list[Path]:
@@ -180,13 +196,15 @@ def _with_options(spec: TaskSpec, options: TaskOptions) -> TaskSpec:
     return dataclasses.replace(spec, mode=mode, labels=labels)
 
 
-def _files_of(folder: Path, spec: TaskSpec, split: str, aug_train: bool) -> Iterator[tuple[str, Path]]:
+def _paths_of(folder: Path, spec: TaskSpec, split: str, options: TaskOptions) -> Iterator[tuple[str, Path]]:
     if split == "train":
-        augmented = find_splits(folder).get("train_aug") if aug_train else None
-        if aug_train and augmented is None:
+        augmented = find_splits(folder).get("train_aug") if options.aug_train else None
+        if options.aug_train and augmented is None:
             raise UserError(
                 f"--aug_train: {folder} holds no train_aug file. Run the augment stage on it first."
             )
+        if augmented and augmented.is_dir() and not (augmented / MANIFEST).is_file():
+            raise UserError(f"{augmented}: no {MANIFEST}: not finished. Run the augment stage again.")
         named = {"train": augmented.name if augmented else spec.train_file}
     else:
         both = spec.dev_files | spec.test_files
@@ -195,97 +213,35 @@ def _files_of(folder: Path, spec: TaskSpec, split: str, aug_train: bool) -> Iter
             known = ", ".join(dict.fromkeys(["train", "dev", "test", *both]))
             raise UserError(f"split {split}: not one of {spec.name}. Known: {known}.")
         named = groups[split] if split in groups else {split: both[split]}
-    missing = [name for name in named.values() if not (folder / name).is_file()]
+    missing = [name for name in named.values() if not _is_there(folder / name)]
     if missing or not named:
         wanted = ", ".join(missing) or f"a {split} file"
         raise UserError(f"--data_dir {folder}: {wanted} is missing. It holds: {_names_in(folder)}.")
     yield from ((name, folder / file) for name, file in named.items())
 
 
-def _labels_in_data(
-    folder: Path, spec: TaskSpec, options: TaskOptions, records: dict[str, list[Record]]
-) -> tuple[str, ...]:
-    rows = records.get("train")
-    if rows is None:
-        train = folder / spec.train_file
-        if not train.is_file():
-            raise UserError(
-                f"{train} is missing, so the labels are unknown. Name them in order with --labels."
-            )
-        rows = list(read_records(train, spec, BadRecords("skip"), "train"))
-    counts = Counter(canonical_label(row.label) for row in rows if row.label)
+def _labels_in_data(folder: Path, spec: TaskSpec, options: TaskOptions) -> tuple[str, ...]:
+    # augmented rows have the labels of the rows they were made of, stray ones many times
+    train = folder / spec.train_file
+    if not _is_there(train):
+        train = find_splits(folder).get("train_aug", train)
+    if not _is_there(train):
+        raise UserError(f"{train} is missing, so the labels are unknown. Name them in order with --labels.")
+    counts = count_labels(train, spec)
     if options.task_mode is None and all_fractional(counts):
         some = ", ".join(list(counts)[:3])
         raise UserError(
-            f"{folder / spec.train_file}: the labels are numbers with fractions ({some}). "
+            f"{train}: the labels are numbers with fractions ({some}). "
             "Pass --task_mode regression, or --task_mode classification if they are names of classes."
         )
     labels = find_labels(counts, options.num_labels)
-    logger.info("%d labels found in %s: %s", len(labels), folder / spec.train_file, ", ".join(labels))
+    logger.info("%d labels found in %s: %s", len(labels), train, ", ".join(labels))
     return labels
 
 
-def _labelled(
-    file: Path, records: Sequence[Record], spec: TaskSpec, bad: BadRecords, split: str
-) -> Iterator[tuple[int, Example]]:
-    may_lack = split.startswith("test")
-    index = {label: float(i) for i, label in enumerate(spec.labels)}
-    for line, texts, text_label in records:
-        label: float | None = None
-        # -1 is how test files distributed as tables say that there is none
-        if not (may_lack and (not text_label or (text_label == "-1" and "-1" not in index))):
-            label = _value(text_label or "") if spec.mode == "regression" else index.get(_name(text_label))
-            if label is None:
-                _report_label(file, line, text_label or "", spec, bad)
-                continue
-        yield line, Example(texts[0], texts[1] if len(texts) > 1 else None, label)
-
-
-def _name(label: str | None) -> str:
-    return canonical_label(label or "")
-
-
-def _value(label: str) -> float | None:
-    try:
-        value = float(label)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _report_label(file: Path, line: int, label: str, spec: TaskSpec, bad: BadRecords) -> None:
-    shown = label if len(label) <= 40 else label[:37] + "..."
-    if spec.mode == "regression":
-        bad.report(file, line, f"label '{shown}' is not a finite number", "Correct the row.")
-    else:
-        allowed = ", ".join(spec.labels[:20]) + (", ..." if len(spec.labels) > 20 else "")
-        remedy = f"Allowed: {allowed}. Correct the row, or list all labels with --labels."
-        bad.report(file, line, f"label '{shown}' is not one of the labels", remedy)
-
-
-def _unlabelled(file: Path, spec: TaskSpec, bad: BadRecords) -> Iterator[tuple[int, Example]]:
-    if not file.is_file():
-        raise UserError(f"--unlabelled_file_path {file}: no such file.")
-    num_texts = len(spec.text_columns)
-    for line, content in read_lines(file, bad):
-        texts = content.split("\t")
-        if not content.strip():
-            continue
-        if len(texts) != num_texts or not all(text.strip() for text in texts):
-            expected = "one text" if num_texts == 1 else "two texts with a tab between"
-            bad.report(
-                file, line, f"{len(texts)} tab-separated fields", f"{spec.name} takes {expected} per line."
-            )
-            continue
-        yield line, Example(texts[0], texts[1] if num_texts > 1 else None, None)
-
-
-def _add_split(data: TaskData, split: str, file: Path, rows: Iterator[tuple[int, Example]]) -> None:
-    numbered = list(rows)
-    if not numbered:
-        raise UserError(f"{file}: no usable example. Check the file and the rows reported above.")
-    data.splits[split] = [example for _, example in numbered]
-    data.origins[split] = Origin(file, np.array([line for line, _ in numbered], np.int64))
+def _is_there(path: Path) -> bool:
+    # find_splits makes patterns only of what it has seen
+    return path.exists() or "*" in path.name
 
 
 def _names_in(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Fine-tunes an encoder on a task's labels: teacher or baseline; can pretrain it from scratch before."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from tinybert_dist.config import HfArg, UserError, run_stage
 from tinybert_dist.data.batches import masked_language_model
 from tinybert_dist.data.corpus_part import Recipe
-from tinybert_dist.data.encoding import encode
 from tinybert_dist.data.labels import map_labels
+from tinybert_dist.data.task_tokens import prepare_rows
 from tinybert_dist.data.tasks import TaskData, TaskOptions, load_task
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.capture import masked_lm_head
 from tinybert_dist.distill.modules import Classifier, MaskedLanguageModel
+from tinybert_dist.files import fingerprint
 from tinybert_dist.models import (
     count_parameters,
     label_names,
@@ -35,6 +37,8 @@ from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
 from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.train import train
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -72,21 +76,26 @@ class FinetuneTeacherConfig(TaskOptions, TrainingOptions):
             raise UserError(
                 "--pretrain_file_path is for --from_scratch; a pretrained --teacher_model is only fine-tuned"
             )
+        if self.unlabelled_file_path:
+            logger.warning("--unlabelled_file_path has no effect: a teacher learns from labels")
 
 
 def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     """Pretrains when asked, fine-tunes, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
-    on_main(accelerator, refuse_strangers_folder, config.output_dir)
+    on_main(accelerator, refuse_strangers_folder, config.output_dir, "finetune_teacher")
     bad = BadRecords(config.on_bad_record)
     vocabulary = config.tokenizer or config.teacher_model
     assert vocabulary is not None  # __post_init__ demands one
     tokenizer = load_tokenizer(
         vocabulary, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )
-    task = load_task(config, bad, splits=("train", "dev"))
+    task = on_main(accelerator, load_task, config, bad, ("dev",))
+    prepared = Path(config.output_dir) / "tokens"
+    rows = on_main(accelerator, prepare_rows, config, task, tokenizer, prepared, bad, False)
+    dataset = rows.dataset
     if accelerator.is_main_process:
-        print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
+        print(task.describe(), rows.description, *filter(None, [bad.summary()]), sep="\n")
     source = config.teacher_model
     if config.pretrain_file_path:
         source = str(Path(config.output_dir) / "pretrained")
@@ -94,7 +103,6 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
         if outcome["outcome"] != "finished":
             return outcome
     model = _classifier(config, source, task, tokenizer)
-    dataset = encode(task.splits["train"], tokenizer, config.max_seq_length, task.origins["train"])
     collate = choose_collator(
         config.layout,
         [model],
@@ -120,7 +128,8 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
             collate=collate,
             inputs={
                 "teacher_model": weights_fingerprint(model),
-                "data_dir": task.fingerprint,
+                "data_dir": fingerprint([task.fingerprint, rows.sources["train"]]),
+                "unlabelled_file_path": None,
                 "tokenizer": dataset.fingerprint,
                 "pretrain_file_path": None,
                 "from_scratch": None,
@@ -144,7 +153,7 @@ def pretrain(
     dataset = open_corpus(
         accelerator,
         str(config.pretrain_file_path),
-        Path(config.output_dir) / "tokens",
+        Path(folder) / "tokens",
         tokenizer,
         Recipe("pairs", length, config.seed),
         on_bad_record=config.on_bad_record,

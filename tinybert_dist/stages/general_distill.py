@@ -66,7 +66,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
     """Prepares the corpus when needed, distils, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
-    on_main(accelerator, refuse_strangers_folder, config.output_dir)
+    on_main(accelerator, refuse_strangers_folder, config.output_dir, "general_distill")
     tokenizer = load_tokenizer(
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )

@@ -10,14 +10,15 @@ from transformers import PreTrainedModel
 
 from tinybert_dist.config import HfArg, UserError, run_stage
 from tinybert_dist.data.batches import Collator
-from tinybert_dist.data.encoding import encode
 from tinybert_dist.data.labels import map_labels
+from tinybert_dist.data.task_tokens import prepare_rows
 from tinybert_dist.data.tasks import TaskData, TaskOptions, load_task
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.layer_map import LayerMap
 from tinybert_dist.distill.options import DistillOptions
 from tinybert_dist.distill.teacher import Teacher
+from tinybert_dist.files import fingerprint
 from tinybert_dist.models import (
     as_transformers_head,
     count_parameters,
@@ -108,20 +109,27 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         return evaluate.run(evaluate.EvaluateConfig(**{k: v for k, v in vars(config).items() if k in names}))
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
-    on_main(accelerator, refuse_strangers_folder, config.output_dir)
+    stage = "task_distill_prediction" if config.pred_distill else "task_distill_intermediate"
+    on_main(accelerator, refuse_strangers_folder, config.output_dir, stage)
     bad = BadRecords(config.on_bad_record)
     assert config.teacher_model is not None  # __post_init__ demands it for training
     tokenizer = load_tokenizer(
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )
     check_same_vocabulary(tokenizer, config.student_model, config.teacher_model, config.do_lower_case)
-    task = load_task(config, bad, splits=("train", "dev"))
-    if accelerator.is_main_process:
-        print(task.describe(), *filter(None, [bad.summary()]), sep="\n")
-    dataset = training_rows(task, tokenizer, config.max_seq_length)
+    task = on_main(accelerator, load_task, config, bad, ("dev",))
     pair = load_pair(config, task)
     layer_map = None if config.pred_distill else config.build_map(pair.student.config, pair.teacher.config)
-    inputs = pair.fingerprints() | {"data_dir": task.fingerprint, "unlabelled_file_path": dataset.fingerprint}
+    prepared = Path(config.output_dir) / "tokens"
+    rows = on_main(accelerator, prepare_rows, config, task, tokenizer, prepared, bad)
+    dataset = rows.dataset
+    if accelerator.is_main_process:
+        print(task.describe(), rows.description, *filter(None, [bad.summary()]), sep="\n")
+    inputs = pair.fingerprints() | {
+        "data_dir": fingerprint([task.fingerprint, rows.sources["train"]]),
+        "unlabelled_file_path": config.unlabelled_file_path and fingerprint(rows.sources["unlabelled"]),
+        "rows": dataset.fingerprint,
+    }
     facts = {
         "teacher": f"{config.teacher_model}: {count_parameters(pair.teacher):,} parameters",
         "student": f"{config.student_model}: {count_parameters(pair.student):,} parameters",
@@ -147,10 +155,10 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     scorer = Scorer.of(
         task, task.dev_splits, tokenizer, collate, accelerator, config.eval_batch_size, pair.student_order
     )
-    key = {name: inputs[name] for name in ("teacher_model", "label_order", "unlabelled_file_path")}
+    key = {name: inputs[name] for name in ("teacher_model", "label_order", "rows")}
     outcome = train(
         Job(
-            stage="task_distill_prediction" if config.pred_distill else "task_distill_intermediate",
+            stage=stage,
             options=config,
             accelerator=accelerator,
             module=distiller,
@@ -229,14 +237,6 @@ def make_targets(
     if config.teacher_sharding == "none":
         pair.teacher.cpu()  # not run again
     return kept
-
-
-def training_rows(task: TaskData, tokenizer, max_seq_length: int) -> TokenDataset:
-    """Labelled and unlabelled rows as one dataset; distillation looks at the teacher, not at the labels."""
-    parts = [split for split in ("train", "unlabelled") if split in task.splits]
-    return TokenDataset.concat(
-        [encode(task.splits[p], tokenizer, max_seq_length, task.origins[p]) for p in parts]
-    )
 
 
 def main(argv: list[str] | None = None) -> Any:

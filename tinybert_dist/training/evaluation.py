@@ -40,15 +40,17 @@ def logits_of(
     collate: Collator,
     accelerator: RunAccelerator,
     max_tokens: int,
+    rows: range | None = None,
 ) -> np.ndarray:
-    """Logits [N, C] (float64) in row order, the same on every process, from forwards that give [B, C].
+    """Logits [N, C] (float64) of `rows` (None: of all), in order, from forwards that give [B, C].
 
-    Collective, and so may the forwards be: every process computes as many.
+    The same on every process. Collective, and so may the forwards be: every process computes as many.
     """
+    rows = range(len(dataset)) if rows is None else rows
     # last column: times a row was computed
-    table = torch.zeros(len(dataset), num_classes + 1, dtype=torch.float64)
+    table = torch.zeros(len(rows), num_classes + 1, dtype=torch.float64)
     for host_batch in evaluation_batches(
-        dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes
+        dataset, collate, max_tokens, accelerator.process_index, accelerator.num_processes, rows
     ):
         beat("evaluate")
         batch = host_batch.to(accelerator.device)
@@ -56,9 +58,9 @@ def logits_of(
             logits = forward(batch)
         if host_batch.is_dummy:
             continue
-        rows = host_batch.rows_B
-        table[rows, :num_classes] += logits.double().cpu()
-        table[rows, num_classes] += 1
+        at = host_batch.rows_B - rows.start
+        table[at, :num_classes] += logits.double().cpu()
+        table[at, num_classes] += 1
     beat("reduce")
     table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
     assert bool((table[:, num_classes] == 1).all()), "a row was evaluated twice or not at all"

@@ -27,10 +27,16 @@ class Failure(NamedTuple):
     resumable: bool = True
 
 
-def refuse_strangers_folder(path: str | Path) -> None:
-    """Raises UserError for a folder with files no run made: before hours of preparation, not after them."""
+def refuse_strangers_folder(path: str | Path, stage: str) -> None:
+    """Raises UserError for a folder with files no run of this stage made.
+
+    Before hours of preparation, which would also replace what another stage has prepared there.
+    """
     path = Path(path)
-    if (path / "run.json").exists() or not path.is_dir():
+    if (owner := path / "run.json").exists():
+        _require_same(path, {"stage": read_json(owner)["identity"]["stage"]}, {"stage": stage})
+        return
+    if not path.is_dir():
         return
     if any(file.name not in PREPARED for file in path.iterdir()):
         raise UserError(
@@ -61,27 +67,19 @@ class RunFolder:
         """
         owner = self.path / "run.json"
         if owner.exists():
-            self._require_same(read_json(owner)["identity"])
+            _require_same(self.path, read_json(owner)["identity"], self.identity)
         else:
-            refuse_strangers_folder(self.path)
+            refuse_strangers_folder(self.path, self.identity["stage"])
         self.path.mkdir(parents=True, exist_ok=True)
         self.attempt.lock()
         if owner.exists():
-            self._require_same(read_json(owner)["identity"])  # perhaps made while this one waited
+            # perhaps made while this one waited
+            _require_same(self.path, read_json(owner)["identity"], self.identity)
         else:
             write_json(owner, {"identity": self.identity})
         write_atomic(self.path / "config.yaml", to_yaml(self.config))
         shutil.rmtree(self.heartbeats, ignore_errors=True)
         return self.attempt.take_over()
-
-    def _require_same(self, other: dict[str, Any]) -> None:
-        keys = [k for k in {**other, **self.identity} if other.get(k) != self.identity.get(k)]
-        if keys:
-            changes = "; ".join(f"{k}: {other.get(k)!r} there, {self.identity.get(k)!r} now" for k in keys)
-            raise UserError(
-                f"--output_dir {self.path} holds another run ({changes}). Give another folder, or the same "
-                "options to resume."
-            )
 
     def finished(self) -> dict[str, Any] | None:
         """outcome.json of a finished run, else None."""
@@ -127,3 +125,13 @@ class RunFolder:
         if record["outcome"] != "failed":
             return None  # it is just being written
         return Failure(record["first_failing_process"], record["reason"], record["resumable"])
+
+
+def _require_same(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    keys = [k for k in {**there, **now} if there.get(k) != now.get(k)]
+    if keys:
+        changes = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in keys)
+        raise UserError(
+            f"--output_dir {path} holds another run ({changes}). Give another folder, or the same "
+            "options to resume."
+        )
