@@ -6,7 +6,6 @@ import pytest
 import zstandard
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data.sentences import find_files, read_sentences
 from tinybert_dist.data.tables import read_rows
 from tinybert_dist.data.text import BadRecords, read_lines
 
@@ -129,39 +128,3 @@ def test_a_repeated_header_name_and_an_unknown_format_are_refused(tmp_path):
         rows_of(write(tmp_path / "a.csv", "x,y,x\n1,2,3\n"))
     with pytest.raises(UserError, match="not a table"):
         rows_of(write(tmp_path / "a.txt", "x"))
-
-
-def test_sentences_of_text_end_documents_at_blank_lines_and_take_the_first_field(tmp_path):
-    path = write(tmp_path / "a.txt", " one \ntwo\tlabel\n \t\n\tno text\nthree\n")
-    assert list(read_sentences(path, BadRecords())) == [(1, "one"), (2, "two"), (3, None), (5, "three")]
-
-
-def test_sentences_of_tables_are_the_lines_of_a_row(tmp_path):
-    path = write(tmp_path / "a.jsonl", '{"body": "x\\n\\ny"}\n{"body": "z"}\n')
-    expected = [(1, "x"), (1, "y"), (1, None), (2, "z"), (2, None)]
-    assert list(read_sentences(path, BadRecords(), "body")) == expected
-    with pytest.raises(UserError, match=r"no key 'text'.*text_column"):
-        list(read_sentences(path, BadRecords()))
-    path = write(tmp_path / "a.csv", "id,body\n1,x\n")
-    with pytest.raises(UserError, match=r"no column 'text'; it has id, body"):
-        list(read_sentences(path, BadRecords("skip")))
-    path = write(tmp_path / "b.jsonl", '{"text": null}\n{"text": "ok"}\n')
-    bad = BadRecords("skip")
-    assert list(read_sentences(path, bad)) == [(2, "ok"), (2, None)]
-    assert bad.total == 1
-
-
-def test_find_files(tmp_path):
-    for name in ("b.txt", "a.jsonl.gz", "sub/c.CSV", "sub/.hidden.txt", ".git/d.txt", "e.arrow", "f.txt.zst"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write(tmp_path / name, "x")
-    names = [p.relative_to(tmp_path).as_posix() for p in find_files(tmp_path)]
-    assert names == ["a.jsonl.gz", "b.txt", "f.txt.zst", "sub/c.CSV"]
-    assert find_files(tmp_path / "e.arrow") == [tmp_path / "e.arrow"], "a file that is named is taken"
-    assert [p.name for p in find_files(f"{tmp_path}/**/*.CSV")] == ["c.CSV"]
-    for wrong in (tmp_path / "absent.txt", f"{tmp_path}/*.nothing", tmp_path / ".git" / "x"):
-        with pytest.raises(UserError, match="--corpus"):
-            find_files(wrong, "--corpus")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no file with a known extension"):
-        find_files(tmp_path / "empty")

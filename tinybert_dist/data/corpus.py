@@ -22,9 +22,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data import sources as raw
 from tinybert_dist.data.corpus_part import Recipe, Source, build_part, is_finished, part_name
 from tinybert_dist.data.packing import MIN_SEQ_LENGTH
-from tinybert_dist.data.sentences import find_files
 from tinybert_dist.data.token_manifest import MANIFEST, write_joined_manifest
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
@@ -113,11 +113,8 @@ def prepare(
 def find_sources(source: str | Path, output_dir: Path, known: Sequence[dict[str, Any]] = ()) -> list[Source]:
     """The input files with their sha256, which is read anew unless size and times are those of `known`."""
     root = Path(source) if Path(source).is_dir() else None
-    files = find_files(source, "--train_file_path")
+    files = [Path(item.path) for item in raw.find_sources(str(source))]
     files = [file for file in files if output_dir.resolve() not in file.resolve().parents]
-    # epoch_N_metrics.json describes epoch_N.json and holds no text
-    described = {file.with_name(f"{file.stem}_metrics.json") for file in files}
-    files = [file for file in files if file not in described]
     if not files:
         raise UserError(f"--train_file_path {source}: no text file besides what lies in {output_dir}.")
     before = {item["name"]: item for item in known}

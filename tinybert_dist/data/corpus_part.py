@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data import sources as raw
 from tinybert_dist.data.packing import Row, pack_lines, pack_pairs
-from tinybert_dist.data.sentences import read_sentences
 from tinybert_dist.data.tables import read_rows
 from tinybert_dist.data.text import BadRecords, OnRead, format_suffix
 from tinybert_dist.data.token_writer import TokenWriter
@@ -102,7 +102,8 @@ def _rows(
     if _is_pregenerated(source.path):
         return _pregenerated_rows(source.path, pieces, recipe, bad, counts, on_read)
     special = {"max_seq_length": recipe.max_seq_length, "cls_id": pieces.cls_id, "sep_id": pieces.sep_id}
-    encoded = _encoded(read_sentences(source.path, bad, recipe.text_column, on_read), pieces, counts)
+    piece = raw.Piece(raw.Source(source.path, source.name, source.size_bytes, ""))
+    encoded = _encoded(raw.read_sentences(piece, bad, recipe.text_column, on_read), pieces, counts)
     if recipe.mode == "line":
         return pack_lines(_lines(encoded), **special, on_cut=lambda n: counts.update(cut_tokens=n))
     # the draws belong to the content: neither the file's name nor its place among the others changes a row

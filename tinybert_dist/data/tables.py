@@ -3,14 +3,15 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data.text import BadRecords, OnRead, format_suffix, read_lines
+from tinybert_dist.data.storage import is_url, open_stored, shown
+from tinybert_dist.data.text import DAMAGE_REMEDY, BadRecords, OnRead, format_suffix, read_lines
 
 ROW_FORMATS = {
     ".csv": "csv",
@@ -21,23 +22,52 @@ ROW_FORMATS = {
     ".parquet": "parquet",
 }
 MAX_CSV_FIELD_CHARS = 1 << 30
+PARQUET_BATCH_ROWS = 1024
 
 
 def read_rows(
-    path: str | Path, bad: BadRecords, on_read: OnRead | None = None
+    path: str | Path,
+    bad: BadRecords,
+    on_read: OnRead | None = None,
+    start: int = 0,
+    end: int | None = None,
+    skip: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, dict[str, object]]]:
     """(position, row) of CSV or TSV (with a header), JSON lines or Parquet, chosen by the extension.
 
     The position is the line the row starts on, or the 1-based row of a Parquet file. CSV follows RFC 4180
-    quoting, TSV has quoting off. Raises UserError for an extension that is none of these.
+    quoting, TSV has quoting off. JSON lines are read between the bytes `start` and `end`, Parquet between the
+    row groups, with positions counted from there; rows at positions up to `skip` are passed over. `columns`:
+    all that Parquet decodes. Raises UserError for an extension that is none of these.
     """
-    readers = {"csv": _read_csv, "tsv": _read_tsv, "jsonl": _read_jsonl, "parquet": _read_parquet}
     kind = ROW_FORMATS.get(format_suffix(path))
-    if kind is None:
-        raise UserError(
-            f"{path}: not a table. Known: {' '.join(ROW_FORMATS)} (also .gz, .zst; not for .parquet)."
-        )
-    return readers[kind](path, bad, on_read)
+    if kind == "parquet":
+        yield from _read_parquet(path, bad, on_read, start, end, skip, columns)
+    elif kind == "jsonl":
+        yield from _read_jsonl(path, bad, on_read, start, end, skip)
+    elif kind is not None:
+        assert not start and end is None, "a table with a header is read from its beginning"
+        rows = (_read_csv if kind == "csv" else _read_tsv)(path, bad, on_read)
+        yield from ((position, row) for position, row in rows if position > skip)
+    else:
+        known = " ".join(ROW_FORMATS)
+        raise UserError(f"{shown(path)}: not a table. Known: {known} (also .gz, .zst; not for .parquet).")
+
+
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """The file with its footer read; close it. Raises UserError when it is damaged or cut short."""
+    try:
+        return pq.ParquetFile(open_stored(path) if is_url(path) else path, memory_map=not is_url(path))
+    except ConnectionError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{shown(path)}: not a readable Parquet file: {error}. {DAMAGE_REMEDY}") from error
+
+
+def stored_bytes(group: pq.RowGroupMetaData) -> int:
+    """Bytes of a row group as they lie in the file."""
+    return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
 
 
 def _read_csv(
@@ -91,9 +121,9 @@ def _read_tsv(
 
 
 def _read_jsonl(
-    path: str | Path, bad: BadRecords, on_read: OnRead | None
+    path: str | Path, bad: BadRecords, on_read: OnRead | None, start: int, end: int | None, skip: int
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in read_lines(path, bad, on_read):
+    for number, line in read_lines(path, bad, on_read, start, end, skip):
         if not line or line.isspace():
             continue
         try:
@@ -110,28 +140,52 @@ def _read_jsonl(
 
 
 def _read_parquet(
-    path: str | Path, bad: BadRecords, on_read: OnRead | None
+    path: str | Path,
+    bad: BadRecords,
+    on_read: OnRead | None,
+    start: int,
+    end: int | None,
+    skip: int,
+    columns: Sequence[str] | None,
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    position, size_bytes = 0, Path(path).stat().st_size
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    position += 1
-                    yield position, row
-                if on_read is not None:
-                    on_read(size_bytes * batch.num_rows // max(1, file.metadata.num_rows))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file after row {position}: {error}. Write it again."
-        ) from error
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if absent := [name for name in columns or () if name not in names]:
+            raise no_column(path, absent[0], names)
+        groups = range(file.num_row_groups)[start:end]
+        position = 0
+        for group in groups:
+            info = file.metadata.row_group(group)
+            if position + info.num_rows <= skip:
+                position += info.num_rows
+                continue
+            try:
+                for batch in file.iter_batches(PARQUET_BATCH_ROWS, [group], columns):
+                    for row in batch.to_pylist():
+                        position += 1
+                        if position > skip:
+                            yield position, row
+            except ConnectionError:
+                raise
+            except (pa.ArrowException, OSError) as error:
+                bad.report(path, position + 1, f"not readable as Parquet: {error}", DAMAGE_REMEDY)
+                return
+            if on_read is not None:
+                on_read(stored_bytes(info))
+
+
+def no_column(path: str | Path, column: str, columns: Iterable[str]) -> UserError:
+    """No row will have the column: a wrong option, not a bad record."""
+    found = ", ".join(map(str, columns))
+    return UserError(f"{shown(path)}: no column {column!r}; it has {found}. Choose one with --text_column.")
 
 
 def _header(path: str | Path, fields: list[str]) -> list[str]:
     repeated = [name for name, n in Counter(fields).items() if n > 1]
     if repeated:
         raise UserError(
-            f"{path}:1: the header names {', '.join(map(repr, repeated))} twice. Give every column its name."
+            f"{shown(path)}:1: the header names {', '.join(map(repr, repeated))} twice. "
+            "Give every column its name."
         )
     return fields
 

@@ -1,19 +1,23 @@
-"""Lines in, plain or compressed, and the account of bad records. Tables: tables.py, corpora: sentences.py."""
+"""Lines in, plain or compressed, and the account of bad records. Tables: tables.py, corpora: sources.py."""
 
 import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data.storage import open_stored, shown
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 24
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+DAMAGE_REMEDY = "Copy or write the file again."
 
 OnRead = Callable[[int], object]
 
@@ -37,11 +41,16 @@ class BadRecords:
         """Raises UserError under "error"; counts the record under "skip"."""
         if self.policy == "error":
             way_on = "Or pass --on_bad_record skip to count and pass over such records."
-            raise UserError(f"{file}:{position}: {problem}. {remedy} {way_on}")
+            raise UserError(f"{self.place(file, position)}: {problem}. {remedy} {way_on}")
         # one kind of problem has one counter, whatever numbers and values it quotes
         kind = re.sub(r"(?<![-\w])(0x[0-9a-f]+|\d+)", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "...", problem))
         self.counts[kind] += 1
-        self.first.setdefault(kind, f"{file}:{position}")
+        if kind not in self.first:
+            self.first[kind] = self.place(file, position)
+
+    def place(self, file: str | Path, position: str | int) -> str:
+        """How a message names a record."""
+        return f"{shown(file)}:{position}"
 
     def summary(self) -> str:
         """One line with counts and the first position of each problem; "" when nothing was passed over."""
@@ -51,56 +60,111 @@ class BadRecords:
         return f"{self.total} bad records passed over: {kinds}"
 
 
+class DamagedFile(UserError):
+    """A file whose bytes end early or make no sense from some point on; `problem` says which."""
+
+    def __init__(self, path: str | Path, problem: str) -> None:
+        super().__init__(f"{shown(path)}: {problem}. {DAMAGE_REMEDY}")
+        self.problem = problem
+
+
 def format_suffix(path: str | Path) -> str:
     """The extension that says the format: `a.csv.gz` -> ".csv"; lower case."""
-    path = Path(path)
+    path = Path(shown(path))
     if path.suffix.lower() in COMPRESSION:
         path = path.with_suffix("")
     return path.suffix.lower()
 
 
-def open_binary(path: str | Path, on_read: OnRead | None = None) -> BinaryIO:
-    """Opens a file for reading bytes, decompressing .gz and .zst.
+def is_compressed(path: str | Path) -> bool:
+    """Whether the extension says .gz or .zst."""
+    return Path(shown(path)).suffix.lower() in COMPRESSION
 
-    `on_read(n)` is told of every n bytes taken from the disk, before decompression. A damaged archive raises
-    UserError with the file's name when the damage is reached.
+
+def open_binary(
+    path: str | Path, on_read: OnRead | None = None, start: int = 0, end: int | None = None
+) -> BinaryIO:
+    """Opens a file or URL for reading bytes, decompressing .gz and .zst; `start` only where it is neither.
+
+    `on_read(n)` is told of every n bytes taken from the disk up to `end`, before decompression. A damaged
+    archive raises DamagedFile when the damage is reached, a broken connection ConnectionError.
     """
-    try:
-        return io.BufferedReader(_Decompressed(Path(path), on_read), BLOCK_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}. Check the path and its permissions.") from error
+    return io.BufferedReader(_Decompressed(path, on_read, start, end), BLOCK_BYTES)
 
 
-def read_lines(path: str | Path, bad: BadRecords, on_read: OnRead | None = None) -> Iterator[tuple[int, str]]:
-    r"""(1-based line number, line without its \n or \r\n); no byte order mark; bad UTF-8 goes to `bad`."""
-    offset = 0
-    with open_binary(path, on_read) as file:
-        for number, raw in enumerate(file, start=1):
-            start = 3 if number == 1 and raw.startswith(BYTE_ORDER_MARK) else 0
-            line = raw[start:] if start else raw
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                at = offset + start + error.start
-                problem = f"byte 0x{line[error.start]:02x} at offset {at} is not UTF-8"
-                bad.report(path, number, problem, "Convert the file: iconv -f ENCODING -t UTF-8.")
-            else:
-                if text.endswith("\n"):
-                    text = text[:-2] if text.endswith("\r\n") else text[:-1]
-                if line:
+def read_lines(
+    path: str | Path,
+    bad: BadRecords,
+    on_read: OnRead | None = None,
+    start: int = 0,
+    end: int | None = None,
+    skip: int = 0,
+) -> Iterator[tuple[int, str]]:
+    r"""(1-based line number, line without its \n or \r\n) of the lines whose first byte is in [start, end).
+
+    Numbers count from `start`, the first `skip` lines are passed over. No byte order mark. Bad UTF-8, NUL
+    bytes and lines longer than 16 MiB (they would have to fit into memory) go to `bad`, and so does a damaged
+    archive: what comes before the damage is read.
+    """
+    number = 0
+    with open_binary(path, on_read, max(0, start - 1), end) as file:
+        # with the byte before: if that is the end of a line, the next one is ours
+        offset = start - 1 + _skip_line(file) if start else 0
+        try:
+            while (end is None or offset < end) and (raw := file.readline(MAX_LINE_BYTES)):
+                number += 1
+                size = len(raw)
+                if size == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                    size += _skip_line(file)
+                    problem = f"a line of {size} bytes, more than {MAX_LINE_BYTES}"
+                    bad.report(path, number, problem, "Break it into lines.")
+                elif number > skip and (text := _text_of(raw, path, number, offset, bad)) is not None:
                     yield number, text
-            offset += len(raw)
+                offset += size
+        except DamagedFile as error:
+            bad.report(path, number + 1, error.problem, DAMAGE_REMEDY)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    size = 0
+    while part := file.readline(BLOCK_BYTES):
+        size += len(part)
+        if part.endswith(b"\n"):
+            break
+    return size
+
+
+def _text_of(raw: bytes, path: str | Path, number: int, offset: int, bad: BadRecords) -> str | None:
+    if offset == 0 and raw.startswith(BYTE_ORDER_MARK):
+        raw, offset = raw[3:], 3
+        if not raw:
+            return None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} is not UTF-8"
+        bad.report(path, number, problem, "Convert the file: iconv -f ENCODING -t UTF-8.")
+        return None
+    if "\0" in text:
+        problem = f"a NUL byte at offset {offset + raw.index(0)}"
+        bad.report(path, number, problem, "Is it text? Convert UTF-16: iconv -f UTF-16 -t UTF-8.")
+        return None
+    if text.endswith("\n"):
+        return text[:-2] if text.endswith("\r\n") else text[:-1]
+    return text
 
 
 class _Decompressed(io.RawIOBase):
-    """Bytes of a file after decompression; damage becomes a UserError that names the file."""
+    """Bytes of a file after decompression; damage becomes a DamagedFile."""
 
-    def __init__(self, path: Path, on_read: OnRead | None) -> None:
-        self._path, self._on_read, self._told = path, on_read, 0
-        self._file = open(path, "rb")
-        kind = COMPRESSION.get(path.suffix.lower())
+    def __init__(self, path: str | Path, on_read: OnRead | None, start: int, end: int | None) -> None:
+        self._path, self._on_read, self._told, self._end = path, on_read, start, end
+        self._file = open_stored(path)
+        if start:
+            self._file.seek(start)
+        kind = COMPRESSION.get(Path(shown(path)).suffix.lower())
         # Arrow's stream reads several members in a row and notices a cut end; zstandard's reader does not
-        self._stream = pa.CompressedInputStream(self._file, kind) if kind else self._file
+        self._stream: Any = pa.CompressedInputStream(self._file, kind) if kind else self._file
 
     def readable(self) -> bool:
         return True
@@ -108,14 +172,16 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer) -> int:
         try:
             count = self._stream.readinto(buffer)
+        except ConnectionError:
+            raise
         except (OSError, pa.ArrowException) as error:
-            remedy = "The archive is damaged or cut short: copy or write it again."
-            raise UserError(
-                f"{self._path}: {error}, at compressed byte {self._file.tell()}. {remedy}"
-            ) from error
-        if self._on_read is not None and (at := self._file.tell()) > self._told:
-            self._on_read(at - self._told)
-            self._told = at
+            problem = f"{error}, at compressed byte {self._file.tell()}: damaged or cut short"
+            raise DamagedFile(self._path, problem) from error
+        if self._on_read is not None:
+            at = self._file.tell() if self._end is None else min(self._file.tell(), self._end)
+            if at > self._told:
+                self._on_read(at - self._told)
+                self._told = at
         return count
 
     def close(self) -> None:

@@ -5,13 +5,12 @@ import os
 import time
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
 from tinybert_dist.data import corpus
 from tinybert_dist.data.corpus_part import Recipe
-from tinybert_dist.data.sentences import find_files, read_sentences
+from tinybert_dist.data.sources import Piece, Source, find_sources, read_sentences
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.models import load_tokenizer
@@ -54,8 +53,8 @@ def run(config: PrepareCorpusConfig) -> dict[str, Any]:
         # under a launcher one process prepares (with --num_workers); the folder is the same for all
         return {}
     tokenizer = load_tokenizer(path, do_lower_case=config.do_lower_case)
-    files = find_files(config.train_file_path, "--train_file_path")
-    size_mb = sum(file.stat().st_size for file in files) / 1e6
+    files = find_sources(config.train_file_path)
+    size_mb = sum(file.size_bytes for file in files) / 1e6
     print(
         f"prepare_corpus: {len(files)} files, {size_mb:.1f} MB -> {config.output_dir}; rows of up to "
         f"{config.max_seq_length} tokens ({config.mode}); {type(tokenizer).__name__} of {path}, "
@@ -106,9 +105,9 @@ def summary_line(summary: dict[str, Any]) -> str:
     return "prepared: " + "; ".join(parts)
 
 
-def _bare_speed(files: Sequence[Path], pieces: WordPieces, text_column: str) -> float | None:
+def _bare_speed(files: Sequence[Source], pieces: WordPieces, text_column: str) -> float | None:
     # the first sentences, in memory, through the tokenizer and nothing else: the yardstick of this machine
-    stream = read_sentences(files[0], BadRecords("skip"), text_column)
+    stream = read_sentences(Piece(files[0]), BadRecords("skip"), text_column)
     try:
         texts = [text for _, text in islice(stream, SAMPLE_SENTENCES) if text]
     except UserError:

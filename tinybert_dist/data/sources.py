@@ -1,0 +1,144 @@
+"""Raw corpora in: the files a path stands for, cut into pieces, and the sentences of a piece."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tinybert_dist.data.source_files import HUB, Source, find_sources, version_of
+from tinybert_dist.data.storage import is_url, shown
+from tinybert_dist.data.tables import ROW_FORMATS, no_column, open_parquet, read_rows, stored_bytes
+from tinybert_dist.data.text import BLOCK_BYTES, BadRecords, OnRead, format_suffix, is_compressed, read_lines
+
+__all__ = ["Piece", "Source", "find_sources", "read_sentences", "split", "version_of"]
+
+
+class Piece(NamedTuple):
+    """What is read in one go: bytes [start, end) of plain text or JSON lines, or row groups of Parquet.
+
+    A line belongs to the piece that holds its first byte. (0, None), everything, of what cannot be entered in
+    the middle: .gz, .zst, CSV, TSV, a web server's file, a shard of a hub dataset. `size_bytes`: its share of
+    the source, for balancing and progress.
+    """
+
+    source: Source
+    start: int = 0
+    end: int | None = None
+    size_bytes: int = 0
+
+
+def split(source: Source, piece_bytes: int) -> list[Piece]:
+    """Pieces of about `piece_bytes`, in order; no content is read, of Parquet the footer.
+
+    The boundaries lie at multiples of `piece_bytes`, so that a file that grows keeps its first pieces.
+    """
+    assert piece_bytes > 0
+    kind = _kind(source)
+    if kind == "parquet":
+        return _row_groups(source, piece_bytes)
+    if kind not in {"text", "jsonl"} or is_compressed(source.path) or source.path.startswith("http"):
+        return [Piece(source, size_bytes=source.size_bytes)]
+    ends = [*range(piece_bytes, source.size_bytes, piece_bytes), source.size_bytes]
+    return [Piece(source, start, end, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def read_sentences(
+    piece: Piece,
+    bad: BadRecords,
+    text_column: str = "text",
+    on_read: OnRead | None = None,
+    skip_records: int = 0,
+) -> Iterator[tuple[int, str | None]]:
+    """(position, sentence) of any of the formats, with None where a document ends.
+
+    Text: one sentence per line, its first tab field only; a blank line ends the document. Tables: one row is
+    one document, its `text_column` split on newlines. Positions count the piece's lines or rows from 1; what
+    stands at positions up to `skip_records` is passed over. Messages name the line or row of the whole file.
+    """
+    source, start, end, _ = piece
+    located = _PieceRecords(bad, piece)
+    kind = _kind(source)
+    if kind == "text":
+        for number, line in read_lines(source.path, located, on_read, start, end, skip_records):
+            if not line or line.isspace():
+                yield number, None
+            elif sentence := line.split("\t", 1)[0].strip():
+                yield number, sentence
+        return
+    if kind == "hub":
+        from tinybert_dist.data.hub import read_shard
+
+        rows = read_shard(source.path, source.name, skip_records)
+    else:
+        rows = read_rows(source.path, located, on_read, start, end, skip_records, [text_column])
+    for position, row in rows:
+        if text_column in row:
+            yield from _sentences_of(row[text_column], position, source.path, located, text_column)
+        elif kind != "jsonl":
+            raise no_column(_shown(source), text_column, row)
+        else:
+            problem = f"no key {text_column!r} (keys: {sorted(row)})"
+            located.report(source.path, position, problem, "Choose the key with --text_column.")
+
+
+def _sentences_of(
+    text: object, position: int, path: str, bad: BadRecords, text_column: str
+) -> Iterator[tuple[int, str | None]]:
+    if not isinstance(text, str):
+        problem = f"column {text_column!r} holds {type(text).__name__}, not text"
+        bad.report(path, position, problem, "Every row needs a text.")
+        return
+    for line in text.splitlines():
+        if sentence := line.strip():
+            yield position, sentence
+    yield position, None
+
+
+def _kind(source: Source) -> str:
+    if source.path.startswith(HUB):
+        return "hub"
+    return ROW_FORMATS.get(format_suffix(source.path), "text")
+
+
+def _row_groups(source: Source, piece_bytes: int) -> list[Piece]:
+    with open_parquet(source.path) as file:
+        sizes = [stored_bytes(file.metadata.row_group(i)) for i in range(file.num_row_groups)]
+    pieces, start, size = [], 0, 0
+    for i, group_bytes in enumerate(sizes, start=1):
+        size += group_bytes
+        if size >= piece_bytes or i == len(sizes):
+            pieces.append(Piece(source, start, i, size))
+            start, size = i, 0
+    return pieces or [Piece(source, 0, 0)]
+
+
+class _PieceRecords(BadRecords):
+    """The same account, with places in the whole file. Lines before the piece are counted only when asked."""
+
+    def __init__(self, account: BadRecords, piece: Piece) -> None:
+        self.policy, self.counts, self.first = account.policy, account.counts, account.first
+        self._piece = piece
+
+    def place(self, file: str | Path, position: str | int) -> str:
+        source, start, _, _ = self._piece
+        if not start or isinstance(position, str):
+            return f"{_shown(source)}:{position}"
+        if _kind(source) == "parquet":
+            with open_parquet(source.path) as table:
+                before = sum(table.metadata.row_group(i).num_rows for i in range(start))
+            return f"{_shown(source)}:{before + position}"
+        if is_url(source.path):
+            return f"{_shown(source)}:line {position} after byte {start}"
+        return f"{source.path}:{_lines_before(source.path, start) + position}"
+
+
+def _shown(source: Source) -> str:
+    return source.name if source.path.startswith(HUB) else shown(source.path)
+
+
+def _lines_before(path: str, start: int) -> int:
+    # a line that begins before `start` and ends after it is not the piece's either
+    count, last = 0, b""
+    with open(path, "rb") as file:
+        while start > 0 and (block := file.read(min(BLOCK_BYTES, start))):
+            count, start, last = count + block.count(b"\n"), start - len(block), block[-1:]
+    return count + (last != b"\n")
