@@ -9,16 +9,26 @@ import sys
 import time
 from collections import Counter
 
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizerFast
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data import corpus
-from tinybert_dist.data.corpus import Recipe, prepare
+from tinybert_dist.data import corpus, corpus_build, corpus_join, corpus_part
+from tinybert_dist.data.corpus import prepare
+from tinybert_dist.data.corpus_part import HOST, Recipe
+from tinybert_dist.data.corpus_pieces import Share, assign
 from tinybert_dist.data.tokens import TokenDataset
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat dog sat on a mat . , ##s un ##able".split()
 CLS, SEP = 2, 3
+
+
+def line(i, num_words=9):
+    """The i-th of 3 ** num_words different sentences."""
+    return " ".join(("cat", "dog", "the mats")[i // 3**k % 3] for k in range(num_words))
 
 
 def make_tokenizer(words=WORDS, lower=True):
@@ -64,7 +74,7 @@ def test_every_token_of_every_file_is_there_in_order(texts, tmp_path):
     assert summary["rows"] == len(rows_of(tmp_path / "out")) and summary["unknown_pct"] == 0
     header = TokenDataset.open(tmp_path / "out").header
     assert header["mode"] == "pairs" and header["max_seq_length"] == 16 and header["seed"] == 42
-    assert [item["name"] for item in header["sources"]] == ["a.txt", "b.txt", "c.txt"]
+    assert [item["name"] for item in header["pieces"]] == ["a.txt", "b.txt", "c.txt"]
 
 
 @pytest.mark.parametrize("mode", ["pairs", "line"])
@@ -97,8 +107,8 @@ def test_real_texts(shared_data, tmp_path, name, vocab, mode):
 def test_a_second_run_tokenises_nothing(texts, tmp_path, monkeypatch):
     first = run(texts, tmp_path)
     manifest = (tmp_path / "out" / "manifest.json").read_bytes()
-    monkeypatch.setattr(corpus, "build_part", None)
-    monkeypatch.setattr(corpus, "sha256_of", None)
+    monkeypatch.setattr(corpus_build, "build_part", None)
+    monkeypatch.setattr(corpus_build, "content_of", None)
     second = run(texts, tmp_path)
     assert (second["files_tokenized"], second["text_tokens_tokenized"]) == (0, 0)
     assert second["fingerprint"] == first["fingerprint"] and second["text_tokens"] == first["text_tokens"]
@@ -174,7 +184,7 @@ def test_a_folder_with_anything_else_is_refused_and_untouched(texts, tmp_path, n
 
 
 def test_an_interrupted_run_keeps_the_finished_files(texts, tmp_path, monkeypatch):
-    real, calls = corpus.build_part, []
+    real, calls = corpus_build.build_part, []
 
     def dies_at_the_third(*arguments, **options):
         calls.append(arguments)
@@ -182,11 +192,11 @@ def test_an_interrupted_run_keeps_the_finished_files(texts, tmp_path, monkeypatc
             raise KeyboardInterrupt
         real(*arguments, **options)
 
-    monkeypatch.setattr(corpus, "build_part", dies_at_the_third)
+    monkeypatch.setattr(corpus_build, "build_part", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(texts, tmp_path)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    monkeypatch.setattr(corpus, "build_part", real)
+    monkeypatch.setattr(corpus_build, "build_part", real)
     assert run(texts, tmp_path)["files_tokenized"] == 1
     whole = rows_of(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
@@ -194,33 +204,173 @@ def test_an_interrupted_run_keeps_the_finished_files(texts, tmp_path, monkeypatc
     assert whole == rows_of(tmp_path / "out")
 
 
-def test_a_killed_process_leaves_no_half_part(texts, tmp_path):
-    # a named pipe as second file: the process hangs in it with the first one finished, and is killed
-    os.mkfifo(texts / "zz.txt")
-    (texts / "b.txt").unlink()
-    (texts / "c.txt").unlink()
-    code = (
-        "import sys; from tests.data.test_corpus import *; from pathlib import Path\n"
-        "from tinybert_dist.data.corpus_part import Source\n"
-        "import tinybert_dist.data.corpus as c\n"
-        "t = Path(sys.argv[1]); files = ['a.txt', 'zz.txt']\n"
-        "c.find_sources = lambda *_: [Source(str(t / 'texts' / f), f, 1, 1, 1, f) for f in files]\n"
-        "run(t / 'texts', t)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 100)
+
+
+KILLED = """
+import sys; from pathlib import Path; from tests.data.test_corpus import *
+corpus.PIECE_BYTES = 300_000
+run(Path(sys.argv[1]) / "texts", Path(sys.argv[1]), num_workers=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_killed_command_loses_the_pieces_in_hand_and_nothing_else(tmp_path, monkeypatch, num_workers):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "huge.txt").write_text("\n".join(line(i, 11) for i in range(60_000)) + "\n")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(num_workers)])
     out = tmp_path / "out"
     deadline = time.monotonic() + 60
-    while not list(out.glob(".part-*.tmp")) or not list(out.glob("part-*")):
+    while len(list(out.glob("part-*"))) < 4 or not list(out.glob(".part-*.tmp")):
         assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(list(out.glob(".part-*.tmp"))) == 1, "killed inside the second file"
-    (texts / "zz.txt").unlink()
-    (texts / "zz.txt").write_text("the cat\n")
-    run(texts, tmp_path)
-    assert text_of(out) == bare((texts / "a.txt").read_text()) + bare("the cat")
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "the processes of its pool end with it"
+    finished = len(list(out.glob("part-*")))
+    assert 1 <= len(list(out.glob(".part-*.tmp"))) <= num_workers and not (out / "manifest.json").exists()
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 300_000)
+    summary = run(tmp_path / "texts", tmp_path)
+    assert summary["pieces"] > finished >= 4
+    assert summary["pieces_tokenized"] == summary["pieces"] - finished
     assert not list(out.glob(".part-*"))
+    manifest = (out / "manifest.json").read_bytes()
+    shutil.rmtree(out)
+    run(tmp_path / "texts", tmp_path)
+    assert (out / "manifest.json").read_bytes() == manifest, "the same shards as never disturbed"
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_huge_file_is_cut_and_the_rows_depend_on_nothing_but_the_text(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for k, name in enumerate("abc"):
+        (texts / f"{name}.txt").write_text(
+            "\n".join(line(100 * k + i) + "\n" * (i % 4 == 0) for i in range(20))
+        )
+    whole = [bare(line) for name in "abc" for line in (texts / f"{name}.txt").read_text().split("\n")]
+    summary = run(texts, tmp_path)
+    assert (summary["files"], summary["files_tokenized"]) == (3, 3) and summary["pieces"] > 6
+    alone, manifest = rows_of(tmp_path / "out"), (tmp_path / "out" / "manifest.json").read_bytes()
+    assert text_of(tmp_path / "out") == [token for ids in whole for token in ids]
+    shutil.rmtree(tmp_path / "out")
+    assert run(texts, tmp_path, num_workers=2)["pieces_tokenized"] == summary["pieces"]
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == manifest
+    for index in (2, 0, 3, 1):
+        target = tmp_path / "shares"
+        target.mkdir(exist_ok=True)
+        partial = run(texts, target, share=Share(index, 4))
+    assert "missing" not in partial and rows_of(target / "out") == alone
+    assert (target / "out" / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("name", ["a.txt", "b.jsonl", "c.parquet"])
+def test_what_is_added_to_a_file_rebuilds_its_end_only(tmp_path, name):
+    def write(count):
+        rows = [line(i) for i in range(count)]
+        if name == "c.parquet":
+            pq.write_table(pa.table({"text": rows}), tmp_path / name, row_group_size=10)
+        else:
+            rows = rows if name == "a.txt" else [json.dumps({"text": row}) for row in rows]
+            (tmp_path / name).write_text("".join(f"{row}\n" for row in rows))
+
+    write(50)
+    before = run(tmp_path / name, tmp_path)
+    write(52)
+    after = run(tmp_path / name, tmp_path)
+    assert after["pieces"] >= before["pieces"] > 3 and 1 <= after["pieces_tokenized"] <= 2
+    incremental = rows_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    run(tmp_path / name, tmp_path)
+    assert rows_of(tmp_path / "out") == incremental
+
+
+def test_a_text_that_changes_while_it_is_read_is_not_taken(texts, tmp_path, monkeypatch):
+    real = corpus_part.TokenWriter.add
+
+    def add(*arguments):
+        with open(texts / "b.txt", "a") as file:
+            file.write("the dog\n")
+        return real(*arguments)
+
+    monkeypatch.setattr(corpus_part.TokenWriter, "add", add)
+    with pytest.raises(UserError, match=r"b\.txt changed while it was read"):
+        run(texts / "b.txt", tmp_path)
+    monkeypatch.undo()
+    run(texts / "b.txt", tmp_path)
+    assert text_of(tmp_path / "out") == bare((texts / "b.txt").read_text())
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_shares_say_what_is_missing_and_the_last_one_joins(tmp_path):
+    texts = tmp_path / "a.txt"
+    texts.write_text("\n".join(map(line, range(60))))
+    whole = run(texts, tmp_path)
+    expected = (tmp_path / "out" / "manifest.json").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    first = run(texts, tmp_path, share=Share(0, 2))
+    assert list(first["missing"]) == ["2/2"] and not (tmp_path / "out" / "manifest.json").exists()
+    assert 0 < first["pieces_tokenized"] < whole["pieces"] and first["text_tokens_tokenized"] > 0
+    assert first["missing"]["2/2"] == whole["pieces"] - first["pieces_tokenized"]
+    again = run(texts, tmp_path, share=Share(0, 2))
+    assert again["pieces_tokenized"] == 0 and again["missing"] == first["missing"]
+    last = run(texts, tmp_path, share=Share(1, 2))
+    assert last["pieces_tokenized"] == first["missing"]["2/2"] and last["rows"] == whole["rows"]
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == expected
+    done = run(texts, tmp_path, share=Share(0, 2))
+    assert "missing" not in done and done["pieces_tokenized"] == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == expected
+    assert run(texts, tmp_path)["pieces_tokenized"] == 0, "and so finds everything who needs no shares"
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_share_of_other_text_is_not_joined_and_a_copy_of_the_same_is(texts, tmp_path):
+    run(texts, tmp_path, share=Share(1, 2))
+    shutil.copytree(texts, tmp_path / "copy")
+    (tmp_path / "out" / "keep").parent.mkdir(exist_ok=True)
+    joined = run(tmp_path / "copy", tmp_path, share=Share(0, 2))
+    assert "missing" not in joined, "another machine's copy has other times"
+    shutil.rmtree(tmp_path / "out")
+    run(texts, tmp_path, share=Share(1, 2))
+    for path in texts.iterdir():
+        path.write_text(path.read_text().replace("dog", "cat"))
+    assert run(texts, tmp_path, share=Share(0, 2))["missing"], "of that share's text the rows are not known"
+
+
+def test_the_work_of_others_is_left_alone(texts, tmp_path):
+    run(texts, tmp_path)
+    out = tmp_path / "out"
+    part, key = next(out.glob("part-*")), "0123456789abcdef"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here, gone = f".part-{key}.{HOST}.{os.getpid()}.tmp", f".part-{key}.{HOST}.{dead.pid}.tmp"
+    elsewhere, old = f".part-{key}.00000000.1.tmp", f".part-{key}.00000000.2.tmp"
+    for name in (f"part-{key}", here, gone, elsewhere, old):
+        shutil.copytree(part, out / name)
+    a_while_ago = time.time() - corpus_join.ABANDONED_AFTER_S - 9
+    os.utime(out / old, (a_while_ago, a_while_ago))
+    (texts / "a.txt").write_text("the cat\n")
+    run(texts, tmp_path)
+    left = {path.name for path in out.iterdir()}
+    assert {f"part-{key}", here, elsewhere} <= left and not {gone, old} & left
+    assert len([name for name in left if name.startswith("part-")]) == 4, (
+        "what the corpus held before is gone"
+    )
+
+
+def test_two_that_finish_the_same_piece_leave_one_whole_part(texts, tmp_path, monkeypatch):
+    run(texts, tmp_path)
+    rows = rows_of(tmp_path / "out")
+    # both looked before either had finished
+    monkeypatch.setattr(corpus_build, "is_finished", lambda *_: False)
+    run(texts, tmp_path)
+    monkeypatch.undo()
+    assert rows_of(tmp_path / "out") == rows and not list((tmp_path / "out").glob(".part-*"))
 
 
 def test_processes_give_the_same_rows(texts, tmp_path):
@@ -251,11 +401,11 @@ def test_bad_records_are_counted_under_skip_and_not_reused_under_error(texts, tm
 def test_files_are_shared_out_evenly_and_completely():
     sizes = [5, 90, 10, 40, 30, 20, 0, 0]
     for num_processes in range(1, 10):
-        shares = corpus.assign(sizes, num_processes)
+        shares = assign(sizes, num_processes)
         assert sorted(i for share in shares for i in share) == list(range(8))
         assert len(shares) == num_processes
-        assert shares == corpus.assign(sizes, num_processes)
-    assert max(sum(sizes[i] for i in share) for share in corpus.assign(sizes, 2)) <= 105
+        assert shares == assign(sizes, num_processes)
+    assert max(sum(sizes[i] for i in share) for share in assign(sizes, 2)) <= 105
 
 
 def test_pregenerated_rows_are_taken_as_they_are(tmp_path):
@@ -340,7 +490,7 @@ def test_a_dry_run_writes_nothing(texts, tmp_path):
 
 
 def test_progress_outside_a_terminal_is_lines(texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(corpus, "PLAIN_PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(corpus_build, "PLAIN_PROGRESS_EVERY_S", 0.0)
     prepare(texts, tmp_path / "out", make_tokenizer())
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("tokenising") for line in lines)

@@ -1,9 +1,13 @@
 import gzip
 import itertools
 import shutil
+import subprocess
+import sys
 
+import fsspec
 import pytest
 
+from tinybert_dist.data import corpus
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.stages import prepare_corpus
 
@@ -71,7 +75,82 @@ def test_no_tokenizer_and_no_text_are_readable_errors(inputs, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_only_the_first_process_of_a_launch_prepares(inputs, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    assert prepare_corpus.main(arguments(inputs)) == {}
-    assert not (inputs / "out").exists()
+@pytest.mark.parametrize("variables", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
+def test_the_launchers_variables_give_the_share(inputs, monkeypatch, variables, capsys):
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 50_000)
+    for index in (1, 0):
+        for name, value in zip(variables, (index, 2), strict=True):
+            monkeypatch.setenv(name, str(value))
+        summary = prepare_corpus.main(arguments(inputs))
+        assert ("missing" in summary) == (index == 1) and 1 <= summary["pieces_tokenized"] < summary["pieces"]
+    out = capsys.readouterr().out
+    assert "share 2/2 is done; pieces still missing: 3 of share 1/2" in out and "prepared: " in out
+    # the script of a batch job has the number of its first process but is no step
+    monkeypatch.delenv(variables[1])
+    assert "missing" not in prepare_corpus.main(arguments(inputs))
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_share_that_is_none(inputs, share, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        prepare_corpus.main(arguments(inputs, "--share", share))
+    assert f"--share {share}: give K/N" in capsys.readouterr().err
+
+
+IN_SMALL_PIECES = """
+import sys
+from tinybert_dist.data import corpus
+from tinybert_dist.stages import prepare_corpus
+corpus.PIECE_BYTES = 20_000
+prepare_corpus.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_machines_that_share_the_folder_alone(inputs, monkeypatch, num_workers):
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 20_000)
+    prepare_corpus.main(arguments(inputs))
+    expected = (inputs / "out" / "manifest.json").read_bytes()
+    shutil.rmtree(inputs / "out")
+    more = ["--num_workers", str(num_workers)]
+    commands = [
+        [sys.executable, "-c", IN_SMALL_PIECES, *arguments(inputs, "--share", f"{k}/2", *more)]
+        for k in (1, 2)
+    ]
+    machines = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    outputs = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0]
+    assert any("prepared: " in output for output in outputs), "the one that ends last joins"
+    assert all("prepared: " in output or "pieces still missing" in output for output in outputs)
+    assert (inputs / "out" / "manifest.json").read_bytes() == expected
+    TokenDataset.open(inputs / "out", verify=True)
+
+
+@pytest.mark.dist
+def test_the_processes_of_a_launch_share_the_work(inputs, launch):
+    prepare_corpus.main(arguments(inputs))
+    expected = TokenDataset.open(inputs / "out").fingerprint
+    shutil.rmtree(inputs / "out")
+    result = launch("prepare_corpus", *arguments(inputs), num_processes=2)
+    assert "; share 1/2" in result.stdout and "; share 2/2" in result.stdout and "prepared: " in result.stdout
+    assert TokenDataset.open(inputs / "out", verify=True).fingerprint == expected
+
+
+def test_urls_and_hub_datasets_are_corpora(inputs, tmp_path):
+    whole = prepare_corpus.main(arguments(inputs))
+    fsspec.filesystem("memory").pipe("/texts/corpus.txt", (inputs / "corpus.txt").read_bytes())
+    remote = prepare_corpus.main(arguments(inputs, "--train_file_path", "memory://texts"))
+    assert (
+        remote["text_tokens_tokenized"] == whole["text_tokens"] and remote["documents"] == whole["documents"]
+    )
+    again = prepare_corpus.main(arguments(inputs, "--train_file_path", "memory://texts"))
+    assert again["text_tokens_tokenized"] == 0 and again["fingerprint"] == remote["fingerprint"]
+    fsspec.filesystem("memory").pipe("/texts/corpus.txt", b"One more.\n")
+    changed = prepare_corpus.main(arguments(inputs, "--train_file_path", "memory://texts"))
+    assert (changed["sentences"], changed["pieces_tokenized"]) == (1, 1)
+    (tmp_path / "hub").mkdir()
+    shutil.move(inputs / "corpus.txt", tmp_path / "hub" / "corpus.txt")
+    hub = f"hub:{tmp_path / 'hub'}"
+    rows = prepare_corpus.main(arguments(inputs, "--train_file_path", hub))
+    assert rows["sentences"] == pytest.approx(whole["sentences"], abs=20), "tabs are not fields there"
+    assert prepare_corpus.main(arguments(inputs, "--train_file_path", hub))["text_tokens_tokenized"] == 0

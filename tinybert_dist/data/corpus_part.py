@@ -1,20 +1,22 @@
-"""One raw text file to one folder of token rows: the unit of work, of restarting and of sharing out."""
+"""One piece of raw text to one folder of token rows: the unit of work, of restarting and of sharing out."""
 
 import dataclasses
 import os
 import shutil
-import time
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tinybert_dist.config import UserError
-from tinybert_dist.data import sources as raw
+from tinybert_dist.data.corpus_pieces import require_unchanged
 from tinybert_dist.data.packing import Row, pack_lines, pack_pairs
-from tinybert_dist.data.tables import read_rows
-from tinybert_dist.data.text import BadRecords, OnRead, format_suffix
+from tinybert_dist.data.sources import Piece, kind_of, located, read_sentences, read_table
+from tinybert_dist.data.text import BadRecords, OnRead, is_compressed
 from tinybert_dist.data.token_writer import TokenWriter
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
@@ -24,6 +26,7 @@ RECIPE_VERSION = 1  # raise it when the same text would give other rows
 BATCH_SENTENCES = 4096
 BATCH_CHARS = 1 << 20
 PREGENERATED_COLUMNS = {"tokens", "segment_ids"}
+HOST = fingerprint(socket.gethostname())[:8]  # machines may share the folder and a process id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +39,12 @@ class Recipe:
     text_column: str = "text"
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An input file: `name` relative to the folder given, and what tells a changed one."""
-
-    path: str
-    name: str
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str
-
-
-def part_name(source: Source, recipe: Recipe, tokenizer_fingerprint: str) -> str:
+def part_name(piece: Piece, content: str, recipe: Recipe, tokenizer_fingerprint: str) -> str:
     """Folder name that stands for content, tokenizer and recipe: the same work has the same name."""
-    suffixes = [format_suffix(source.path), Path(source.path).suffix]
-    key = [RECIPE_VERSION, dataclasses.asdict(recipe), tokenizer_fingerprint, source.sha256, suffixes]
+    path = piece.source.path
+    # a byte order mark is one at the beginning of a file only
+    how = [kind_of(piece.source), is_compressed(path) and Path(path).suffix, piece.start > 0]
+    key = [RECIPE_VERSION, dataclasses.asdict(recipe), tokenizer_fingerprint, content, how]
     return f"part-{fingerprint(key)}"
 
 
@@ -65,49 +58,67 @@ def is_finished(folder: Path, on_bad_record: str) -> bool:
 
 
 def build_part(
-    source: Source,
+    piece: Piece,
+    content: str,
     folder: Path,
     pieces: WordPieces,
     recipe: Recipe,
     on_bad_record: str,
     on_read: OnRead | None = None,
 ) -> None:
-    """Writes a file's rows to `folder`, whole or not at all. Raises UserError for bad records."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    """Writes a piece's rows to `folder`, whole or not at all.
+
+    Raises UserError for bad records, and when the source changed meanwhile.
+    """
+    temporary = folder.with_name(f".{folder.name}.{HOST}.{os.getpid()}.tmp")
     bad = BadRecords("skip" if on_bad_record == "skip" else "error")
     counts: Counter[str] = Counter(documents=0, sentences=0, text_tokens=0, unknown_tokens=0, cut_tokens=0)
-    header: dict[str, Any] = {"source": source.name}
-    start_cpu_s = time.process_time()
+    header: dict[str, Any] = {"source": piece.source.name, "start": piece.start, "end": piece.end}
     try:
         with TokenWriter(temporary, vocab_size=pieces.vocab_size, header=header) as writer:
-            for input_ids, segment_b in _rows(source, pieces, recipe, bad, counts, on_read):
+            for input_ids, segment_b in _rows(piece, content, pieces, recipe, bad, counts, on_read):
                 writer.add(input_ids, segment_b)
+            require_unchanged(piece)
             header |= {"counts": dict(counts), "bad_records": bad.total, "bad_record_summary": bad.summary()}
-            header["cpu_s"] = time.process_time() - start_cpu_s
-        # what stands there is damaged, or was made under --on_bad_record skip
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        _put(temporary, folder, on_bad_record)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_abandoned(temporary: Path) -> bool:
+    """Whether whoever wrote a temporary folder of build_part on this machine is gone; False for others."""
+    _, _, host, process_id, _ = temporary.name.split(".")
+    return host == HOST and not psutil.pid_exists(int(process_id))
+
+
+def _put(temporary: Path, folder: Path, on_bad_record: str) -> None:
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if is_finished(folder, on_bad_record):
+            return  # another process had the same content, and was faster
+        # what stands there is damaged, or was made under --on_bad_record skip
+        shutil.rmtree(folder)
+        os.rename(temporary, folder)
+
+
 def _rows(
-    source: Source,
+    piece: Piece,
+    content: str,
     pieces: WordPieces,
     recipe: Recipe,
     bad: BadRecords,
     counts: Counter[str],
     on_read: OnRead | None,
 ) -> Iterator[Row]:
-    if _is_pregenerated(source.path):
-        return _pregenerated_rows(source.path, pieces, recipe, bad, counts, on_read)
+    if _is_pregenerated(piece):
+        return _pregenerated_rows(piece, pieces, recipe, bad, counts, on_read)
     special = {"max_seq_length": recipe.max_seq_length, "cls_id": pieces.cls_id, "sep_id": pieces.sep_id}
-    piece = raw.Piece(raw.Source(source.path, source.name, source.size_bytes, ""))
-    encoded = _encoded(raw.read_sentences(piece, bad, recipe.text_column, on_read), pieces, counts)
+    encoded = _encoded(read_sentences(piece, bad, recipe.text_column, on_read), pieces, counts)
     if recipe.mode == "line":
         return pack_lines(_lines(encoded), **special, on_cut=lambda n: counts.update(cut_tokens=n))
     # the draws belong to the content: neither the file's name nor its place among the others changes a row
-    seed = f"{recipe.seed}:{source.sha256}"
+    seed = f"{recipe.seed}:{content}"
     return pack_pairs(
         _documents(encoded, counts), **special, seed=seed, continuation_ids=pieces.continuation_ids
     )
@@ -151,15 +162,15 @@ def _lines(encoded: Iterable[list[int] | None]) -> Iterator[list[int]]:
     return (ids for ids in encoded if ids is not None)
 
 
-def _is_pregenerated(path: str) -> bool:
-    if format_suffix(path) not in {".json", ".jsonl"}:
+def _is_pregenerated(piece: Piece) -> bool:
+    if kind_of(piece.source) != "jsonl":
         return False
-    first = next(read_rows(path, BadRecords("skip")), None)
+    first = next(read_table(piece, BadRecords("skip")), None)
     return first is not None and PREGENERATED_COLUMNS <= first[1].keys()
 
 
 def _pregenerated_rows(
-    path: str,
+    piece: Piece,
     pieces: WordPieces,
     recipe: Recipe,
     bad: BadRecords,
@@ -168,19 +179,25 @@ def _pregenerated_rows(
 ) -> Iterator[Row]:
     # the reference's epoch_N.json: only tokens and segments matter
     remedy = "Write the file again with the same vocabulary and length, or give the raw text."
-    for position, row in read_rows(path, bad, on_read):
-        tokens, segments = row.get("tokens"), row.get("segment_ids")
-        if not isinstance(tokens, list) or not isinstance(segments, list) or len(tokens) != len(segments):
-            bad.report(path, position, "tokens and segment_ids are not two lists of one length", remedy)
-            continue
-        num_first = segments.count(0)
-        if segments != [0] * num_first + [1] * (len(segments) - num_first):
-            bad.report(path, position, "segment_ids are not zeros followed by ones", remedy)
-        elif not 0 < len(tokens) <= recipe.max_seq_length:
-            problem = f"{len(tokens)} tokens, where --max_seq_length is {recipe.max_seq_length}"
-            bad.report(path, position, problem, "Raise --max_seq_length.")
-        elif -1 in (ids := pieces.ids_of(tokens)):
-            bad.report(path, position, f"token {tokens[ids.index(-1)]!r} is not in the vocabulary", remedy)
+    rows: Iterator[tuple[int, dict[str, Any]]] = read_table(piece, bad, on_read)
+    for position, row in rows:
+        if problem := _problem_of(row, recipe.max_seq_length):
+            located(bad, piece).report(piece.source.path, position, problem, remedy)
+        elif -1 in (ids := pieces.ids_of(row["tokens"])):
+            problem = f"token {row['tokens'][ids.index(-1)]!r} is not in the vocabulary"
+            located(bad, piece).report(piece.source.path, position, problem, remedy)
         else:
             counts.update(sentences=1, text_tokens=len(ids), unknown_tokens=ids.count(pieces.unk_id or -1))
-            yield ids, num_first
+            yield ids, row["segment_ids"].count(0)
+
+
+def _problem_of(row: dict[str, object], max_seq_length: int) -> str:
+    tokens, segments = row.get("tokens"), row.get("segment_ids")
+    if not isinstance(tokens, list) or not isinstance(segments, list) or len(tokens) != len(segments):
+        return "tokens and segment_ids are not two lists of one length"
+    num_first = segments.count(0)
+    if segments != [0] * num_first + [1] * (len(segments) - num_first):
+        return "segment_ids are not zeros followed by ones"
+    if not 0 < len(tokens) <= max_seq_length:
+        return f"{len(tokens)} tokens, where --max_seq_length is {max_seq_length}"
+    return ""

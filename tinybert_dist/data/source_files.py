@@ -63,6 +63,7 @@ def version_of(source: Source) -> str:
 
         return shard_version(source.path)
     if is_url(source.path):
+        filesystem_of(source.path)[0].invalidate_cache()
         return _remote(source.path, source.name).version
     return _local(Path(source.path), source.name).version
 

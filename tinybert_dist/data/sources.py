@@ -1,15 +1,25 @@
 """Raw corpora in: the files a path stands for, cut into pieces, and the sentences of a piece."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinybert_dist.data.source_files import HUB, Source, find_sources, version_of
 from tinybert_dist.data.storage import is_url, shown
 from tinybert_dist.data.tables import ROW_FORMATS, no_column, open_parquet, read_rows, stored_bytes
 from tinybert_dist.data.text import BLOCK_BYTES, BadRecords, OnRead, format_suffix, is_compressed, read_lines
 
-__all__ = ["Piece", "Source", "find_sources", "read_sentences", "split", "version_of"]
+__all__ = [
+    "Piece",
+    "Source",
+    "find_sources",
+    "kind_of",
+    "located",
+    "read_sentences",
+    "read_table",
+    "split",
+    "version_of",
+]
 
 
 class Piece(NamedTuple):
@@ -32,7 +42,7 @@ def split(source: Source, piece_bytes: int) -> list[Piece]:
     The boundaries lie at multiples of `piece_bytes`, so that a file that grows keeps its first pieces.
     """
     assert piece_bytes > 0
-    kind = _kind(source)
+    kind = kind_of(source)
     if kind == "parquet":
         return _row_groups(source, piece_bytes)
     if kind not in {"text", "jsonl"} or is_compressed(source.path) or source.path.startswith("http"):
@@ -55,29 +65,47 @@ def read_sentences(
     stands at positions up to `skip_records` is passed over. Messages name the line or row of the whole file.
     """
     source, start, end, _ = piece
-    located = _PieceRecords(bad, piece)
-    kind = _kind(source)
+    account = located(bad, piece)
+    kind = kind_of(source)
     if kind == "text":
-        for number, line in read_lines(source.path, located, on_read, start, end, skip_records):
+        for number, line in read_lines(source.path, account, on_read, start, end, skip_records):
             if not line or line.isspace():
                 yield number, None
             elif sentence := line.split("\t", 1)[0].strip():
                 yield number, sentence
         return
-    if kind == "hub":
-        from tinybert_dist.data.hub import read_shard
-
-        rows = read_shard(source.path, source.name, skip_records)
-    else:
-        rows = read_rows(source.path, located, on_read, start, end, skip_records, [text_column])
-    for position, row in rows:
+    for position, row in read_table(piece, bad, on_read, skip_records, [text_column]):
         if text_column in row:
-            yield from _sentences_of(row[text_column], position, source.path, located, text_column)
+            yield from _sentences_of(row[text_column], position, source.path, account, text_column)
         elif kind != "jsonl":
             raise no_column(_shown(source), text_column, row)
         else:
             problem = f"no key {text_column!r} (keys: {sorted(row)})"
-            located.report(source.path, position, problem, "Choose the key with --text_column.")
+            account.report(source.path, position, problem, "Choose the key with --text_column.")
+
+
+def read_table(
+    piece: Piece,
+    bad: BadRecords,
+    on_read: OnRead | None = None,
+    skip_records: int = 0,
+    columns: Sequence[str] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position, row) of a piece that is no plain text; positions and the rest as in read_sentences."""
+    source, start, end, _ = piece
+    if kind_of(source) == "hub":
+        from tinybert_dist.data.hub import read_shard
+
+        return read_shard(source.path, source.name, skip_records)
+    account = located(bad, piece)
+    return read_rows(source.path, account, on_read, start, end, skip_records, columns)
+
+
+def kind_of(source: Source) -> str:
+    """ "text", "hub", or which of ROW_FORMATS the rows are in."""
+    if source.path.startswith(HUB):
+        return "hub"
+    return ROW_FORMATS.get(format_suffix(source.path), "text")
 
 
 def _sentences_of(
@@ -93,12 +121,6 @@ def _sentences_of(
     yield position, None
 
 
-def _kind(source: Source) -> str:
-    if source.path.startswith(HUB):
-        return "hub"
-    return ROW_FORMATS.get(format_suffix(source.path), "text")
-
-
 def _row_groups(source: Source, piece_bytes: int) -> list[Piece]:
     with open_parquet(source.path) as file:
         sizes = [stored_bytes(file.metadata.row_group(i)) for i in range(file.num_row_groups)]
@@ -111,8 +133,13 @@ def _row_groups(source: Source, piece_bytes: int) -> list[Piece]:
     return pieces or [Piece(source, 0, 0)]
 
 
+def located(bad: BadRecords, piece: Piece) -> BadRecords:
+    """The same account, for positions that count from the beginning of the piece."""
+    return _PieceRecords(bad, piece)
+
+
 class _PieceRecords(BadRecords):
-    """The same account, with places in the whole file. Lines before the piece are counted only when asked."""
+    """Names places in the whole file; the lines before the piece are counted only when one is named."""
 
     def __init__(self, account: BadRecords, piece: Piece) -> None:
         self.policy, self.counts, self.first = account.policy, account.counts, account.first
@@ -122,7 +149,7 @@ class _PieceRecords(BadRecords):
         source, start, _, _ = self._piece
         if not start or isinstance(position, str):
             return f"{_shown(source)}:{position}"
-        if _kind(source) == "parquet":
+        if kind_of(source) == "parquet":
             with open_parquet(source.path) as table:
                 before = sum(table.metadata.row_group(i).num_rows for i in range(start))
             return f"{_shown(source)}:{before + position}"

@@ -70,6 +70,16 @@ def stored_bytes(group: pq.RowGroupMetaData) -> int:
     return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
 
 
+def first_byte(table: pq.ParquetFile, group: int, size_bytes: int) -> int:
+    """Where the row groups from `group` on begin, in a file of `size_bytes`."""
+    if group >= table.num_row_groups:
+        return size_bytes
+    info = table.metadata.row_group(group)
+    columns = [info.column(i) for i in range(info.num_columns)]
+    pages = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+    return min(pages, default=size_bytes)
+
+
 def _read_csv(
     path: str | Path, bad: BadRecords, on_read: OnRead | None
 ) -> Iterator[tuple[int, dict[str, object]]]:

@@ -63,8 +63,8 @@ class BadRecords:
 class DamagedFile(UserError):
     """A file whose bytes end early or make no sense from some point on; `problem` says which."""
 
-    def __init__(self, path: str | Path, problem: str) -> None:
-        super().__init__(f"{shown(path)}: {problem}. {DAMAGE_REMEDY}")
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
         self.problem = problem
 
 
@@ -109,13 +109,13 @@ def read_lines(
     number = 0
     with open_binary(path, on_read, max(0, start - 1), end) as file:
         # with the byte before: if that is the end of a line, the next one is ours
-        offset = start - 1 + _skip_line(file) if start else 0
+        offset = start - 1 + skip_line(file) if start else 0
         try:
             while (end is None or offset < end) and (raw := file.readline(MAX_LINE_BYTES)):
                 number += 1
                 size = len(raw)
                 if size == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                    size += _skip_line(file)
+                    size += skip_line(file)
                     problem = f"a line of {size} bytes, more than {MAX_LINE_BYTES}"
                     bad.report(path, number, problem, "Break it into lines.")
                 elif number > skip and (text := _text_of(raw, path, number, offset, bad)) is not None:
@@ -125,7 +125,8 @@ def read_lines(
             bad.report(path, number + 1, error.problem, DAMAGE_REMEDY)
 
 
-def _skip_line(file: BinaryIO) -> int:
+def skip_line(file: BinaryIO) -> int:
+    """Passes over the rest of a line, its newline included, in bounded memory; how many bytes that was."""
     size = 0
     while part := file.readline(BLOCK_BYTES):
         size += len(part)
@@ -176,7 +177,7 @@ class _Decompressed(io.RawIOBase):
             raise
         except (OSError, pa.ArrowException) as error:
             problem = f"{error}, at compressed byte {self._file.tell()}: damaged or cut short"
-            raise DamagedFile(self._path, problem) from error
+            raise DamagedFile(f"{shown(self._path)}: {problem}. {DAMAGE_REMEDY}", problem) from error
         if self._on_read is not None:
             at = self._file.tell() if self._end is None else min(self._file.tell(), self._end)
             if at > self._told:

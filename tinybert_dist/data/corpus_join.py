@@ -1,0 +1,83 @@
+"""The parts of a corpus as one dataset, and the end of what no longer belongs to it."""
+
+import dataclasses
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinybert_dist.data.corpus_build import Builder, Built
+from tinybert_dist.data.corpus_part import is_abandoned
+from tinybert_dist.data.corpus_pieces import record_of
+from tinybert_dist.data.sources import Piece
+from tinybert_dist.data.token_manifest import MANIFEST, write_joined_manifest
+from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.files import fingerprint
+
+JSON = r"(manifest|share-\d+-of-\d+)\.json"
+TEMPORARY_PART = re.compile(r"\.part-[0-9a-f]{16}\.[0-9a-f]{8}\.\d+\.tmp")
+OURS = re.compile(rf"{JSON}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|{TEMPORARY_PART.pattern}")
+ABANDONED_AFTER_S = 86_400
+
+
+def join(
+    builder: Builder, pieces: Sequence[Piece], built: Sequence[Built], old: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the manifest, the same whoever does it; counts, bad records, rows and tokens of the corpus.
+
+    A corpus without a token of text gets none. `old`: the header of the manifest so far.
+    """
+    folder = builder.folder
+    records = [record_of(piece, *found[:2]) for piece, found in zip(pieces, built, strict=True)]
+    header = _header(records, builder)
+    bad = {
+        "bad_records": header["bad_records"],
+        "bad_record_summary": "\n".join(header["bad_record_summaries"]),
+    }
+    if not header["counts"]["text_tokens"]:
+        return header["counts"] | bad
+    parts = [found.part for found in built]
+    if any(found.is_new for found in built) or header != old:
+        write_joined_manifest(folder, parts, header)
+    _remove_others(folder, set(parts), {record["part"] for record in old.get("pieces", [])})
+    dataset = TokenDataset.open(folder)
+    size = {"rows": len(dataset), "tokens": dataset.num_tokens, "fingerprint": dataset.fingerprint}
+    return header["counts"] | bad | size
+
+
+def _header(records: Sequence[dict[str, Any]], builder: Builder) -> dict[str, Any]:
+    headers = [TokenDataset.open(builder.folder / record["part"]).header for record in records]
+    counts: Counter[str] = Counter()
+    for header in headers:
+        counts.update(header["counts"])
+    return {
+        "kind": "corpus",
+        **dataclasses.asdict(builder.recipe),
+        "tokenizer_fingerprint": builder.words.fingerprint,
+        "source_fingerprint": fingerprint([(item["name"], item["content"]) for item in records]),
+        "counts": dict(counts),
+        "bad_records": sum(header["bad_records"] for header in headers),
+        "bad_record_summaries": [text for header in headers if (text := header["bad_record_summary"])],
+        "pieces": list(records),
+    }
+
+
+def _remove_others(folder: Path, wanted: set[str], before: set[str]) -> None:
+    # another command may be at work on other text: what is neither of the last corpus nor surely abandoned
+    # stays, for a day
+    for path in folder.iterdir():
+        if path.name in wanted or path.name == MANIFEST or not OURS.fullmatch(path.name):
+            continue
+        try:
+            is_old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
+        except FileNotFoundError:
+            continue  # whoever wrote it has finished it
+        is_left = TEMPORARY_PART.fullmatch(path.name) is not None and is_abandoned(path)
+        if path.name in before or is_old or is_left:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
