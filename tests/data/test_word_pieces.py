@@ -94,3 +94,22 @@ def test_the_fingerprint_is_of_vocabulary_and_settings_not_of_the_path(shared_da
     assert WordPieces.of(cased).fingerprint != mark
     assert WordPieces.of(tokenizer(shared_data, NAMES[1])).fingerprint != mark
     assert pickle.loads(pickle.dumps(WordPieces.of(bert))).fingerprint == mark  # noqa: S301
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_learned_in_a_row_get_the_ids_they_have_alone(shared_data, name):
+    pieces = WordPieces.of(tokenizer(shared_data, name))
+    draw = random.Random(1)
+    letters = "abcxyzABCXYZ0189" * 3 + "\u00e9\u0301\u4e2d\u0660_"
+    words = {"".join(draw.choices(letters, k=draw.randint(1, 14))) for _ in range(20000)}
+    words |= {"a" * 100, "a" * 101, "UNK", "0", "x" * 5000}
+    texts = sorted(words)
+    assert pieces.encode(texts) == [pieces.encode_whole([text])[0] for text in texts]
+
+
+def test_the_words_met_first_outlive_a_full_cache(shared_data, monkeypatch):
+    monkeypatch.setattr(word_pieces, "MAX_CACHED_WORDS", 100)
+    pieces = WordPieces.of(tokenizer(shared_data, NAMES[0]))
+    pieces.encode(["the of and"])
+    pieces.encode([f"word{i}" for i in range(200)])
+    assert {"the", "of", "and"} <= pieces._cache.keys() and len(pieces._cache) == 50
