@@ -216,7 +216,7 @@ run(Path(sys.argv[1]) / "texts", Path(sys.argv[1]), num_workers=int(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_command_loses_the_pieces_in_hand_and_nothing_else(tmp_path, monkeypatch, num_workers):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "huge.txt").write_text("\n".join(line(i, 11) for i in range(60_000)) + "\n")
@@ -495,3 +495,17 @@ def test_progress_outside_a_terminal_is_lines(texts, tmp_path, monkeypatch, caps
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("tokenising") for line in lines)
     assert "100%" in lines[-1] and "\r" not in "".join(lines)
+
+
+def test_progress_moves_while_the_processes_are_inside_their_pieces(tmp_path, monkeypatch, capsys):
+    (tmp_path / "texts").mkdir()
+    for name in "ab":
+        text = "".join(f"{name} {line(i, 11)}\n" for i in range(60_000))
+        (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    monkeypatch.setattr(corpus_build, "PLAIN_PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(corpus_build, "POLL_S", 0.01)
+    prepare(tmp_path / "texts", tmp_path / "out", make_tokenizer(), num_workers=2)
+    lines = capsys.readouterr().err.splitlines()
+    shares = [int(entry.split("%")[0].split()[-1]) for entry in lines if "0/2 pieces" in entry]
+    assert shares == sorted(shares) and len({share for share in shares if 0 < share < 100}) >= 3
+    assert "100%" in lines[-1] and "B/s" in lines[-1] and any("<00:" in entry for entry in lines)

@@ -1,7 +1,10 @@
+import functools
 import gzip
 import json
 import os
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pyarrow as pa
@@ -10,6 +13,7 @@ import pytest
 import zstandard
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data import text
 from tinybert_dist.data.sources import Piece, Source, find_sources, read_sentences, split, version_of
 from tinybert_dist.data.text import BadRecords
 
@@ -237,11 +241,35 @@ def test_credentials_of_urls_stay_out_of_names_and_messages(memory):
         assert "SECRET" not in str(error.value) and error.value.__cause__ is None
 
 
+def test_web_servers_are_read_from_the_beginning(tmp_path):
+    pytest.importorskip("aiohttp")
+    content = b"".join(b"line %d\n" % i for i in range(300_000))
+    write(tmp_path / "a.txt", content)
+    write(tmp_path / "b.txt.gz", gzip.compress(content))
+    # this one cannot start in the middle of a file
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name in ("a.txt", "b.txt.gz"):
+            (source,) = find_sources(f"{address}/{name}?token=SECRET")
+            assert source.name == name and source.size_bytes == (tmp_path / name).stat().st_size
+            texts = texts_of(split(source, 1000))
+            assert len(texts) == 300_000 and texts[-1] == "line 299999"
+        with pytest.raises(UserError, match=r"absent\.txt: nothing is there") as error:
+            find_sources(f"{address}/absent.txt?token=SECRET")
+        assert "SECRET" not in str(error.value)
+        server.shutdown()
+
+
 def test_a_cut_archive_behind_a_url_is_named_or_counted(memory):
     memory.pipe("/cut.txt.gz", gzip.compress(os.urandom(5000).hex().encode() + b"\n" + b"line\n" * 9)[:-7])
     (source,) = find_sources("memory://cut.txt.gz")
     with pytest.raises(UserError, match=r"memory://cut\.txt\.gz.*damaged or cut short"):
         texts_of([Piece(source)])
+    bad = BadRecords("skip")
+    assert len(texts_of([Piece(source)], bad)) >= 0 and bad.total == 1
+    assert "cut.txt.gz:" in bad.summary() and "memory" not in bad.summary()
 
 
 def test_a_local_folder_stands_for_a_hub_dataset(tmp_path):
@@ -267,3 +295,88 @@ def test_a_local_folder_stands_for_a_hub_dataset(tmp_path):
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(ConnectionError, match=r"hub:data:train-00001-of-00003: after row 0"):
         list(read_sentences(piece, BadRecords()))
+
+
+def damaged_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": [f"text {i} {os.urandom(9).hex()}" for i in range(4000)]}), path, row_group_size=500
+    )
+    content = bytearray(path.read_bytes())
+    middle = pq.ParquetFile(path).metadata.row_group(3).column(0).data_page_offset
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    return path
+
+
+BAD = {
+    "UTF-8": ("a.txt", b"ok\nb\xffd\nok\n", r"a\.txt:2: byte 0xff at offset 4 is not UTF-8", 2),
+    "UTF-16": ("a.txt", "ok\nok\n".encode("utf-16-le"), r"a\.txt:1: a NUL byte at offset 1", 0),
+    "a NUL byte": ("a.jsonl", b'{"text": "ok"}\n{"text": "\0"}\n', r"a\.jsonl:2: a NUL byte at offset 25", 1),
+    "JSON": ("a.jsonl", b'{"text": "ok"}\n{"text": \n', r"a\.jsonl:2: not valid JSON", 1),
+    "no object": ("a.jsonl", b'{"text": "ok"}\n"text"\n', r"a\.jsonl:2: holds str, not an object", 1),
+    "no key": ("a.jsonl", b'{"text": "ok"}\n{"body": "x"}\n', r"a\.jsonl:2: no key 'text'", 1),
+    "no text": ("a.jsonl", b'{"text": 7}\n{"text": "ok"}\n', r"a\.jsonl:1: column 'text' holds int", 1),
+    "CSV width": ("a.csv", b"id,text\n1,ok\n2\n", r"a\.csv:3: 1 fields where the header has 2", 1),
+    "CSV quote": ("a.csv", b'text\nok\n"open\nto the end\n', r"a\.csv:3: not valid CSV", 1),
+    "TSV width": ("a.tsv", b"id\ttext\n1\tok\n2\n", r"a\.tsv:3: 1 fields where the header has 2", 1),
+    "no gzip": ("a.txt.gz", b"ok\n", r"a\.txt\.gz:1: .*damaged or cut short", 0),
+    "cut Parquet": ("a.parquet", b"PAR1 and no more", r"a\.parquet:1: not a readable Parquet file", 0),
+    "long line": (
+        "a.txt",
+        b"ok\n" + b"x" * 5000 + b"\nok\n",
+        r"a\.txt:2: a line of 5001 bytes, more than 4096",
+        2,
+    ),
+    "long last line": ("a.txt", b"ok\n" + b"x" * 5000, r"a\.txt:2: a line of 5000 bytes, more than 4096", 1),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_records_are_named_or_counted(tmp_path, monkeypatch, kind):
+    name, content, message, num_good = BAD[kind]
+    monkeypatch.setattr(text, "MAX_LINE_BYTES", 4096)
+    (source,) = find_sources(write(tmp_path / name, content))
+    pieces = split(source, 10**6)
+    with pytest.raises(UserError, match=message):
+        texts_of(pieces)
+    bad = BadRecords("skip")
+    assert [text for text in texts_of(pieces, bad) if text] == ["ok"] * num_good
+    assert bad.total == 1 or kind == "UTF-16"
+    assert f"(first {name}:" in bad.summary() and str(tmp_path) not in bad.summary()
+
+
+def test_a_parquet_file_damaged_inside_keeps_what_stands_before(tmp_path):
+    (source,) = find_sources(damaged_parquet(tmp_path))
+    with pytest.raises(UserError, match=r"a\.parquet:1501: not readable as Parquet"):
+        texts_of(split(source, 10**6))
+    bad = BadRecords("skip")
+    texts = [text for text in texts_of(split(source, 1), bad) if text]
+    assert len(texts) == 3500 and bad.total == 1 and "a.parquet:1501" in bad.summary()
+
+
+def test_a_quote_that_is_never_closed_does_not_take_in_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinybert_dist.data.tables.MAX_LINE_BYTES", 4096)
+    path = write(tmp_path / "a.csv", 'text\n"open\n' + "some line\n" * 1000)
+    bad = BadRecords("skip")
+    assert len(texts_of([whole(path)], bad)) > 1000 and bad.total == 1 and "a.csv:2" in bad.summary()
+
+
+def test_what_cannot_be_opened_is_named_before_anything_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"pipe\.txt: not a regular file"):
+        find_sources(tmp_path)
+    os.unlink(tmp_path / "pipe.txt")
+    write(tmp_path / "closed.txt", "x").chmod(0)
+    write(tmp_path / "closed" / "a.txt", "x").parent.chmod(0)
+    try:
+        if os.access(tmp_path / "closed.txt", os.R_OK):
+            pytest.skip("root reads everything")
+        for path, message in (
+            (tmp_path / "closed.txt", "closed.txt: Permission"),
+            (tmp_path, "closed: Permission"),
+        ):
+            with pytest.raises(UserError, match=message):
+                find_sources(path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)

@@ -119,7 +119,7 @@ def test_parquet(tmp_path):
     rows = list(read_rows(path, BadRecords(), read.append))
     assert len(rows) == 3000 and rows[1500] == (1501, {"text": "t1500", "n": 1500})
     assert 0.9 * path.stat().st_size < sum(read) <= path.stat().st_size
-    with pytest.raises(UserError, match=r"b\.parquet: not a readable Parquet"):
+    with pytest.raises(UserError, match=r"b\.parquet:1: not a readable Parquet"):
         rows_of(write(tmp_path / "b.parquet", path.read_bytes()[:-20]))
 
 

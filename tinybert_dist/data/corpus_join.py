@@ -13,6 +13,7 @@ from tinybert_dist.data.corpus_build import Builder, Built
 from tinybert_dist.data.corpus_part import is_abandoned
 from tinybert_dist.data.corpus_pieces import record_of
 from tinybert_dist.data.sources import Piece
+from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.token_manifest import MANIFEST, write_joined_manifest
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.files import fingerprint
@@ -33,10 +34,7 @@ def join(
     folder = builder.folder
     records = [record_of(piece, *found[:2]) for piece, found in zip(pieces, built, strict=True)]
     header = _header(records, builder)
-    bad = {
-        "bad_records": header["bad_records"],
-        "bad_record_summary": "\n".join(header["bad_record_summaries"]),
-    }
+    bad = {key: header[key] for key in ("bad_records", "bad_record_summary")}
     if not header["counts"]["text_tokens"]:
         return header["counts"] | bad
     parts = [found.part for found in built]
@@ -51,16 +49,18 @@ def join(
 def _header(records: Sequence[dict[str, Any]], builder: Builder) -> dict[str, Any]:
     headers = [TokenDataset.open(builder.folder / record["part"]).header for record in records]
     counts: Counter[str] = Counter()
+    bad = BadRecords("skip")
     for header in headers:
         counts.update(header["counts"])
+        bad.add(header["bad_kinds"], header["bad_first"])
     return {
         "kind": "corpus",
         **dataclasses.asdict(builder.recipe),
         "tokenizer_fingerprint": builder.words.fingerprint,
         "source_fingerprint": fingerprint([(item["name"], item["content"]) for item in records]),
         "counts": dict(counts),
-        "bad_records": sum(header["bad_records"] for header in headers),
-        "bad_record_summaries": [text for header in headers if (text := header["bad_record_summary"])],
+        "bad_records": bad.total,
+        "bad_record_summary": bad.summary(),
         "pieces": list(records),
     }
 

@@ -79,7 +79,8 @@ def build_part(
             for input_ids, segment_b in _rows(piece, content, pieces, recipe, bad, counts, on_read):
                 writer.add(input_ids, segment_b)
             require_unchanged(piece)
-            header |= {"counts": dict(counts), "bad_records": bad.total, "bad_record_summary": bad.summary()}
+            header |= {"counts": dict(counts), "bad_records": bad.total}
+            header |= {"bad_kinds": dict(bad.counts), "bad_first": bad.first}
         _put(temporary, folder, on_bad_record)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

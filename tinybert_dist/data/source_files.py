@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any
 
 from tinybert_dist.config import UserError
@@ -105,7 +106,9 @@ def _walk(root: Path) -> Iterable[str]:
 def _local(path: Path, name: str) -> Source:
     try:
         stat = path.stat()
-        with open(path, "rb") if path.is_file() else open(os.devnull, "rb"):
+        if not S_ISREG(stat.st_mode):
+            raise UserError(f"{path}: not a regular file. Write its content to one.")
+        with open(path, "rb"):
             pass
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Check the file, its link and its permissions.") from error

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 from tinybert_dist.data.source_files import HUB, Source, find_sources, version_of
 from tinybert_dist.data.storage import is_url, shown
 from tinybert_dist.data.tables import ROW_FORMATS, no_column, open_parquet, read_rows, stored_bytes
-from tinybert_dist.data.text import BLOCK_BYTES, BadRecords, OnRead, format_suffix, is_compressed, read_lines
+from tinybert_dist.data.text import (
+    BLOCK_BYTES,
+    BadRecords,
+    DamagedFile,
+    OnRead,
+    format_suffix,
+    is_compressed,
+    read_lines,
+)
 
 __all__ = [
     "Piece",
@@ -122,7 +130,11 @@ def _sentences_of(
 
 
 def _row_groups(source: Source, piece_bytes: int) -> list[Piece]:
-    with open_parquet(source.path) as file:
+    try:
+        file = open_parquet(source.path)
+    except DamagedFile:
+        return [Piece(source, size_bytes=source.size_bytes)]  # whoever reads it reports it
+    with file:
         sizes = [stored_bytes(file.metadata.row_group(i)) for i in range(file.num_row_groups)]
     pieces, start, size = [], 0, 0
     for i, group_bytes in enumerate(sizes, start=1):
@@ -146,16 +158,20 @@ class _PieceRecords(BadRecords):
         self._piece = piece
 
     def place(self, file: str | Path, position: str | int) -> str:
+        source = self._piece.source
+        # what is counted is written down: the same words wherever the corpus lies
+        return f"{_shown(source) if self.policy == 'error' else source.name}:{self._in_file(position)}"
+
+    def _in_file(self, position: str | int) -> str | int:
         source, start, _, _ = self._piece
         if not start or isinstance(position, str):
-            return f"{_shown(source)}:{position}"
+            return position
         if kind_of(source) == "parquet":
             with open_parquet(source.path) as table:
-                before = sum(table.metadata.row_group(i).num_rows for i in range(start))
-            return f"{_shown(source)}:{before + position}"
+                return position + sum(table.metadata.row_group(i).num_rows for i in range(start))
         if is_url(source.path):
-            return f"{_shown(source)}:line {position} after byte {start}"
-        return f"{source.path}:{_lines_before(source.path, start) + position}"
+            return f"line {position} after byte {start}"
+        return position + _lines_before(source.path, start)
 
 
 def _shown(source: Source) -> str:

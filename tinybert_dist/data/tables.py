@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.storage import is_url, open_stored, shown
-from tinybert_dist.data.text import DAMAGE_REMEDY, BadRecords, OnRead, format_suffix, read_lines
+from tinybert_dist.data.text import (
+    DAMAGE_REMEDY,
+    MAX_LINE_BYTES,
+    BadRecords,
+    DamagedFile,
+    OnRead,
+    format_suffix,
+    read_lines,
+)
 
 ROW_FORMATS = {
     ".csv": "csv",
@@ -21,7 +29,6 @@ ROW_FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-MAX_CSV_FIELD_CHARS = 1 << 30
 PARQUET_BATCH_ROWS = 1024
 
 
@@ -56,13 +63,14 @@ def read_rows(
 
 
 def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """The file with its footer read; close it. Raises UserError when it is damaged or cut short."""
+    """The file with its footer read; close it. Raises DamagedFile when that cannot be done."""
     try:
         return pq.ParquetFile(open_stored(path) if is_url(path) else path, memory_map=not is_url(path))
     except ConnectionError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{shown(path)}: not a readable Parquet file: {error}. {DAMAGE_REMEDY}") from error
+        problem = f"not a readable Parquet file: {error}"
+        raise DamagedFile(f"{shown(path)}: {problem}. {DAMAGE_REMEDY}", problem) from error
 
 
 def stored_bytes(group: pq.RowGroupMetaData) -> int:
@@ -83,7 +91,7 @@ def first_byte(table: pq.ParquetFile, group: int, size_bytes: int) -> int:
 def _read_csv(
     path: str | Path, bad: BadRecords, on_read: OnRead | None
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    csv.field_size_limit(MAX_CSV_FIELD_CHARS)
+    csv.field_size_limit(MAX_LINE_BYTES)  # a quote that is never closed would take in the rest
     at = 0
 
     def lines() -> Iterator[str]:
@@ -158,30 +166,30 @@ def _read_parquet(
     skip: int,
     columns: Sequence[str] | None,
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    with open_parquet(path) as file:
-        names = file.schema_arrow.names
-        if absent := [name for name in columns or () if name not in names]:
-            raise no_column(path, absent[0], names)
-        groups = range(file.num_row_groups)[start:end]
-        position = 0
-        for group in groups:
-            info = file.metadata.row_group(group)
-            if position + info.num_rows <= skip:
-                position += info.num_rows
-                continue
-            try:
+    position = 0
+    try:
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+            if absent := [name for name in columns or () if name not in names]:
+                raise no_column(path, absent[0], names)
+            for group in range(file.num_row_groups)[start:end]:
+                info = file.metadata.row_group(group)
+                if position + info.num_rows <= skip:
+                    position += info.num_rows
+                    continue
                 for batch in file.iter_batches(PARQUET_BATCH_ROWS, [group], columns):
                     for row in batch.to_pylist():
                         position += 1
                         if position > skip:
                             yield position, row
-            except ConnectionError:
-                raise
-            except (pa.ArrowException, OSError) as error:
-                bad.report(path, position + 1, f"not readable as Parquet: {error}", DAMAGE_REMEDY)
-                return
-            if on_read is not None:
-                on_read(stored_bytes(info))
+                if on_read is not None:
+                    on_read(stored_bytes(info))
+    except ConnectionError:
+        raise
+    except DamagedFile as error:
+        bad.report(path, position + 1, error.problem, DAMAGE_REMEDY)
+    except (pa.ArrowException, OSError) as error:
+        bad.report(path, position + 1, f"not readable as Parquet: {error}", DAMAGE_REMEDY)
 
 
 def no_column(path: str | Path, column: str, columns: Iterable[str]) -> UserError:

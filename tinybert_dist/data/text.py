@@ -3,7 +3,7 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -51,6 +51,11 @@ class BadRecords:
     def place(self, file: str | Path, position: str | int) -> str:
         """How a message names a record."""
         return f"{shown(file)}:{position}"
+
+    def add(self, counts: Mapping[str, int], first: Mapping[str, str]) -> None:
+        """Adds another account: how many of each kind, and where the first of each was."""
+        self.counts.update(counts)
+        self.first = {**first, **self.first}
 
     def summary(self) -> str:
         """One line with counts and the first position of each problem; "" when nothing was passed over."""
