@@ -285,6 +285,7 @@ def test_what_is_added_to_a_file_rebuilds_its_end_only(tmp_path, name):
     after = run(tmp_path / name, tmp_path)
     assert after["pieces"] >= before["pieces"] > 3 and 1 <= after["pieces_tokenized"] <= 2
     incremental = rows_of(tmp_path / "out")
+    assert text_of(tmp_path / "out") == [token for i in range(52) for token in bare(line(i))]
     shutil.rmtree(tmp_path / "out")
     run(tmp_path / name, tmp_path)
     assert rows_of(tmp_path / "out") == incremental

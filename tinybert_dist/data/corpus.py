@@ -31,7 +31,7 @@ from tinybert_dist.data.packing import MIN_SEQ_LENGTH
 from tinybert_dist.data.source_files import HUB
 from tinybert_dist.data.sources import Piece, find_sources, split
 from tinybert_dist.data.storage import is_url, shown
-from tinybert_dist.data.token_manifest import MANIFEST
+from tinybert_dist.data.token_manifest import MANIFEST, read_manifest
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
 
@@ -109,7 +109,7 @@ def prepare(
 
 
 def _speed(output_dir: Path, tokenized: Iterable[Built], seconds: float) -> dict[str, Any]:
-    headers = [TokenDataset.open(output_dir / built.part).header for built in tokenized]
+    headers = [read_manifest(output_dir / built.part)["header"] for built in tokenized]
     num_tokens = sum(header["counts"]["text_tokens"] for header in headers)
     speed = num_tokens / seconds if headers else 0.0
     cpu_s = sum(built.cpu_s for built in tokenized)

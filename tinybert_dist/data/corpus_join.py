@@ -14,7 +14,7 @@ from tinybert_dist.data.corpus_part import is_abandoned
 from tinybert_dist.data.corpus_pieces import record_of
 from tinybert_dist.data.sources import Piece
 from tinybert_dist.data.text import BadRecords
-from tinybert_dist.data.token_manifest import MANIFEST, write_joined_manifest
+from tinybert_dist.data.token_manifest import MANIFEST, read_manifest, write_joined_manifest
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.files import fingerprint
 
@@ -47,7 +47,7 @@ def join(
 
 
 def _header(records: Sequence[dict[str, Any]], builder: Builder) -> dict[str, Any]:
-    headers = [TokenDataset.open(builder.folder / record["part"]).header for record in records]
+    headers = [read_manifest(builder.folder / record["part"])["header"] for record in records]
     counts: Counter[str] = Counter()
     bad = BadRecords("skip")
     for header in headers:

@@ -14,7 +14,7 @@ from tinybert_dist.data.storage import open_stored, shown
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
-MAX_LINE_BYTES = 1 << 24
+MAX_LINE_BYTES = 1 << 23
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 DAMAGE_REMEDY = "Copy or write the file again."
@@ -108,7 +108,7 @@ def read_lines(
     r"""(1-based line number, line without its \n or \r\n) of the lines whose first byte is in [start, end).
 
     Numbers count from `start`, the first `skip` lines are passed over. No byte order mark. Bad UTF-8, NUL
-    bytes and lines longer than 16 MiB (they would have to fit into memory) go to `bad`, and so does a damaged
+    bytes and lines longer than 8 MiB (they would have to fit into memory) go to `bad`, and so does a damaged
     archive: what comes before the damage is read.
     """
     number = 0
