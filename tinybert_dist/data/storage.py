@@ -32,10 +32,13 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         ) from None
 
 
-def open_stored(path: str | Path) -> BinaryIO:
-    """Opens the bytes as they are stored. Raises UserError when that fails."""
+def open_stored(path: str | Path, seekable: bool = False) -> BinaryIO:
+    """Opens the bytes as they are stored. Raises UserError when that fails.
+
+    `seekable`: of a web server too, which then must answer requests for ranges; not all do.
+    """
     if is_url(path):
-        return io.BufferedReader(_Remote(str(path)))
+        return io.BufferedReader(_Remote(str(path), seekable))
     try:
         return open(path, "rb")
     except OSError as error:
@@ -57,11 +60,11 @@ def described(error: Exception) -> str:
 class _Remote(io.RawIOBase):
     """A file behind a URL; whatever its backend raises while reading becomes a ConnectionError."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seekable: bool) -> None:
         self._url = url
         file_system, path = filesystem_of(url)
-        # block_size 0: one stream from the beginning. Not every web server can start in the middle
-        options = {"block_size": 0} if url.startswith(("http://", "https://")) else {}
+        # block_size 0: one stream from the beginning
+        options = {"block_size": 0} if url.startswith("http") and not seekable else {}
         try:
             self._file = file_system.open(path, "rb", **options)
         except Exception as error:  # each backend has its own

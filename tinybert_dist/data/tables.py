@@ -65,7 +65,9 @@ def read_rows(
 def open_parquet(path: str | Path) -> pq.ParquetFile:
     """The file with its footer read; close it. Raises DamagedFile when that cannot be done."""
     try:
-        return pq.ParquetFile(open_stored(path) if is_url(path) else path, memory_map=not is_url(path))
+        return pq.ParquetFile(
+            open_stored(path, seekable=True) if is_url(path) else path, memory_map=not is_url(path)
+        )
     except ConnectionError:
         raise
     except (pa.ArrowException, OSError) as error:
