@@ -1,5 +1,6 @@
 """The raw files that a corpus path stands for: local, behind URLs, or shards of a hub dataset."""
 
+import functools
 import os
 import re
 import sys
@@ -164,8 +165,13 @@ def _with_known_suffix(names: list[str], path: str, what: str) -> list[str]:
         )
     if other := sorted(set(visible).difference(known)):
         some = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
-        print(f"note: {what} {path}: {len(other)} files of other kinds left out: {some}", file=sys.stderr)
+        _tell_once(f"note: {what} {path}: {len(other)} files of other kinds left out: {some}")
     return known
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _is_hidden(name: str) -> bool:
