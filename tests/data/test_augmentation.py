@@ -8,7 +8,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.augmentation import CandidateFinder, Candidates, augment_example, draw
-from tinybert_dist.data.masked_words import MaskedWords, logits_at, whole_words
+from tinybert_dist.data.masked_logits import logits_at
+from tinybert_dist.data.masked_words import MaskedWords, whole_words
 from tinybert_dist.data.segmenters import (
     AutoSegmenter,
     ChineseCharacters,
@@ -155,11 +156,10 @@ def test_logits_at_works_for_roberta():
     )  # fmt: skip
     model = RobertaForMaskedLM(config).eval()
     ids = torch.randint(3, 50, (3, 12))
-    places = torch.tensor([[4], [1], [11]])
     with torch.inference_mode():
         full = model(input_ids=ids).logits
-        rows = logits_at(model, {"input_ids": ids}, places)
-        torch.testing.assert_close(rows, full[torch.arange(3)[:, None], places])
+        rows = logits_at(model, {"input_ids": ids}, torch.tensor([4, 12 + 1, 24 + 11]))
+        torch.testing.assert_close(rows[0], full[[0, 1, 2], [4, 1, 11]])
         # the hook is gone
         assert model(input_ids=ids).logits.shape == (3, 12, 50)
 
