@@ -75,7 +75,9 @@ def test_every_block_is_computed_once_whatever_the_number_of_ranks(tmp_path, mod
         summaries[world_size] = ends[-1]
         produced[world_size] = (tmp_path / str(world_size) / OUTPUT).read_bytes()
         # a rank that comes late finds it finished
-        assert run_as(monkeypatch, world_size - 1, world_size, **more) == ends[-1]
+        rest = tmp_path / str(world_size) / f".{OUTPUT}.{'0' * 16}.blocks"  # and clears away what is left
+        rest.mkdir()
+        assert run_as(monkeypatch, world_size - 1, world_size, **more) == ends[-1] and not rest.exists()
         assert len(written) == 5
     assert len(set(produced.values())) == 1
     whole = summaries[1]

@@ -129,16 +129,17 @@ def run(config: AugmentConfig) -> dict[str, Any]:
     as_tsv = config.output_format == "tsv"
     row_format = TsvRows(layout.columns) if as_tsv else ParquetRows(layout.names())
     blocks = Blocks(plan.output, fingerprint(identity), plan.num_blocks, row_format)
-    if (summary := blocks.finished()) is not None:
-        if rank == 0:
-            print(f"already finished: {plan.output}")
+    if (summary := blocks.finished()) is None:
+        todo = blocks.missing(range(rank, plan.num_blocks, world_size), verify=True)
+        _augment(config, plan, finder, blocks, todo, show=rank == 0)
+        left = len(blocks.missing(range(plan.num_blocks)))
+        summary = blocks.finished() if left else None  # another process may have joined them meanwhile
+    elif rank == 0:
+        print(f"already finished: {plan.output}")
+    if summary is not None:
+        blocks.clear()
         return summary
-    todo = blocks.missing(range(rank, plan.num_blocks, world_size), verify=True)
-    _augment(config, plan, finder, blocks, todo, show=rank == 0)
-    if left := len(blocks.missing(range(plan.num_blocks))):
-        if (summary := blocks.finished()) is not None:  # joined by another process meanwhile
-            blocks.clear()
-            return summary
+    if left:
         print(
             f"process {rank}: its share is done; {left} of {plan.num_blocks} blocks are not there yet. The "
             "process that does the last one joins them; if it died, the same command goes on.",
