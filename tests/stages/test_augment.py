@@ -151,14 +151,20 @@ def test_batch_size_does_not_change_the_file_and_the_seed_does(tmp_path, model_d
     assert produced["a"] == produced["b"] != produced["c"]
 
 
-def test_bad_rows_stop_before_anything_is_written(tmp_path, model_dir):
+def test_bad_rows_stop_before_anything_is_written(tmp_path, model_dir, capsys):
     write(tmp_path / "train.tsv", [*SST2[:3], "one\ttoo\tmany", *SST2[3:]])
     with pytest.raises(UserError, match=r"train\.tsv:4: 3 tab-separated columns"):
         run(options(model_dir, glue_dir=tmp_path, task_name="SST-2"))
     assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
-    summary = run(
-        options(model_dir, glue_dir=tmp_path, task_name="SST-2", on_bad_record="skip", max_examples=3)
-    )
+    glove = write(tmp_path / "glove.txt", [*GLOVE, "king 1", "queen 0 x"])
+    skip = {"on_bad_record": "skip", "max_examples": 3, "glove_embs": glove}
+    with pytest.raises(UserError, match=r"glove\.txt:5: not a word followed by 2 numbers"):
+        run(options(model_dir, data_path=write(tmp_path / "lines.txt", ["good"]), glove_embs=glove))
+    capsys.readouterr()
+    summary = run(options(model_dir, glue_dir=tmp_path, task_name="SST-2", **skip))
+    out = capsys.readouterr().out
+    assert out.count("2 x not a word followed by N numbers") == 1 and "train.tsv:4" in out
+    assert "(3 bad records passed over)" in out and summary["bad_records"] == 3
     assert summary["examples"] == len(SST2) - 1
     untouched = lines_of(tmp_path / "train_aug.tsv")[-(len(SST2) - 4) :]
     assert untouched == SST2[4:]  # only the first three are augmented, the others copied

@@ -50,7 +50,7 @@ class MaskedWords:
         *,
         top: int,
         max_seq_length: int = 512,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 1024,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -71,7 +71,7 @@ class MaskedWords:
         self._logits = MaskedLogits(model, types, self._device, dtype)
         self.is_exact = dtype == torch.float32
         self.num_settled = 0
-        self._margin: float | None = None
+        self._margin, self._num_measured = 0.0, 0
         self._segmenter, self._top, self._batch_tokens = segmenter, top, batch_tokens
         self._max_seq_length = min(max_seq_length, _num_positions(model))
         self._word_of_id = whole_words(tokenizer)
@@ -116,8 +116,8 @@ class MaskedWords:
         """Candidates of each query, best first."""
         if not self.is_exact:
             return self._rank_all(queries, 0.0)[0]
-        if self._margin is None and queries:
-            self._margin = self._measure_margin(queries)
+        if self._num_measured < MEASURED_QUERIES:
+            self._margin = max(self._margin, self._measure_margin(queries))
         answers, unsure = self._rank_all(queries, self._margin)
         if unsure:
             with self._logits.in_double():
@@ -147,7 +147,8 @@ class MaskedWords:
 
     def _measure_margin(self, queries: Sequence[Query]) -> float:
         # SAFETY times the largest error of float32 among the best scores of some queries
-        sample = queries[:: -(-len(queries) // MEASURED_QUERIES)]
+        sample = queries[:: max(1, len(queries) // MEASURED_QUERIES)]
+        self._num_measured += len(sample)
         single = [scores_NC for _, _, scores_NC in self._scores(sample)]
         with self._logits.in_double():
             double = [scores_NC for _, _, scores_NC in self._scores(sample)]

@@ -114,15 +114,15 @@ def run(config: AugmentConfig) -> dict[str, Any]:
         print(
             f"{plan.source.file}: {plan.num_examples} examples, N {plan.draws}, M {config.M}, p {config.p} "
             f"-> {plan.output}; {plan.num_blocks} blocks for {world_size} processes",
-            *filter(None, [bad.summary()]),
-            sep="\n",
             flush=True,
         )
-    if config.dry_run:
+    finder, identity = (None, []) if config.dry_run else _finder(config, bad)
+    if rank == 0 and bad.total:
+        print(bad.summary(), flush=True)
+    if finder is None:
         facts = {"examples": plan.num_examples, "N": plan.draws, "output": str(plan.output)}
         return facts | {"finished": False}
 
-    finder, identity = _finder(config, rank)
     identity += [sha256_of(plan.source.file), config.unlabelled, plan.draws, config.p, config.seed]
     identity += [plan.num_examples, config.max_examples]
     layout = plan.source.rows(BadRecords(config.on_bad_record))
@@ -177,7 +177,7 @@ def _augment(
                 bar.update(len(block))
 
 
-def _finder(config: AugmentConfig, rank: int) -> tuple[CandidateFinder, list[Any]]:
+def _finder(config: AugmentConfig, bad: BadRecords) -> tuple[CandidateFinder, list[Any]]:
     """The finder of candidates, and what identifies the candidates it finds."""
     device = config.device or _default_device()
     tokenizer = load_tokenizer(config.pretrained_bert_model, config.do_lower_case)
@@ -202,10 +202,7 @@ def _finder(config: AugmentConfig, rank: int) -> tuple[CandidateFinder, list[Any
         device=device,
         dtype=getattr(torch, config.dtype),
     )
-    bad = BadRecords(config.on_bad_record)
     vectors = WordVectors.read(config.glove_embs, bad, device=device) if config.glove_embs else None
-    if bad.total and rank == 0:
-        print(bad.summary(), flush=True)
     glove = sha256_of(config.glove_embs) if config.glove_embs else None
     words = fingerprint(tokenizer.backend_tokenizer.to_str())
     identity = [weights, words, glove, config.M, config.segmenter, config.max_seq_length, config.dtype]
