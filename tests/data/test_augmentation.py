@@ -187,6 +187,9 @@ def test_chinese_words_are_masked_whole_and_stay_dictionary_words(masked_lm):
     words = segmenter.split(BEIJING)
     assert words.words == ("\u5317\u4eac", "\u7684", "\u5929\u6c14", "\u5f88", "\u597d")
     assert words.eligible == (0, 2, 4)
+    # what could stand there does not turn the sentence's label
+    negated = "\u4e0d\u9519", "\u6ca1\u6709", "\u4e0d"
+    assert not any(word in segmenter.dictionary[len(word)] for word in negated)
     found = finder(masked_lm, segmenter=segmenter).find([BEIJING])[BEIJING]
     tokenizer = masked_lm[1]
     vocabulary = tokenizer.get_vocab()
