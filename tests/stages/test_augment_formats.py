@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,8 +90,9 @@ def test_glue_layout(tmp_path, model_dir, ends):
     names, again = parquet_rows(tmp_path / "out" / "train_aug")
     assert names == out[0] and again == out[1:]
     spec = glue_task("MRPC")
-    records = read_records(tmp_path / "out" / "train_aug.tsv", spec, BadRecords(), "train")
-    assert [(*record.texts, record.label) for record in records] == [(r[3], r[4], r[0]) for r in again]
+    for name in ("train_aug.tsv", "train_aug"):
+        records = read_records(tmp_path / "out" / name, spec, BadRecords(), "train")
+        assert [(*record.texts, record.label) for record in records] == [(r[3], r[4], r[0]) for r in again]
 
 
 @pytest.mark.parametrize("num_texts", [1, 2])
@@ -131,6 +133,18 @@ def test_tables(tmp_path, model_dir, kind):
     flat = [[" ".join(row[0].splitlines()).replace("\t", " "), *row[1:]] for row in rows]
     assert lines[0] == names
     check(lines[1:], flat, {0})
+
+
+def test_parquet_shards_feed_task_distillation(tmp_path, model_dir, workspace, general_student, capsys):
+    data = tmp_path / "task"
+    shutil.copytree(workspace / "task", data)
+    summary = augmented(
+        model_dir, tmp_path, data_path=data, output_dir=data, output_format="parquet", max_examples=20
+    )
+    assert summary["rows"] > 200 and (data / "train_aug" / "manifest.json").is_file()
+    steps = {"student_model": general_student, "data_dir": data, "aug_train": True}
+    assert task(workspace, tmp_path / "step1", **steps)["outcome"] == "finished"
+    assert re.search(rf"training rows +{summary['rows']} ", capsys.readouterr().out)
 
 
 def test_unlabelled_texts_feed_task_distillation(

@@ -97,7 +97,9 @@ def path_source(
             raise UserError(f"--data_path {path}: the folder holds no train file (train.tsv, train.txt ...).")
         file = splits["train"]
     if not file.is_file():
-        raise UserError(f"--data_path {path}: no such file or folder. Give the training file.")
+        raise UserError(
+            f"--data_path {path}: no such file ({file.name}); one file is augmented. Give its path."
+        )
     stem = f"{(file.with_suffix('') if file.suffix.lower() in COMPRESSION else file).stem}_aug"
     if format_suffix(file) not in ROW_FORMATS:
         return Source(file, _lines_layout(file, unlabelled), stem, ".txt", unlabelled)
