@@ -147,14 +147,19 @@ def test_parquet_shards_feed_task_distillation(tmp_path, model_dir, workspace, g
     assert re.search(rf"training rows +{summary['rows']} ", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("output_format", ["tsv", "parquet"])
 def test_unlabelled_texts_feed_task_distillation(
-    tmp_path, model_dir, workspace, general_student, sentences, capsys
+    tmp_path, model_dir, workspace, general_student, sentences, capsys, output_format
 ):
     lines = tmp_path / "lines.txt"
     lines.write_text("".join(f"{text}\n" for text in sentences[300:340]), encoding="utf-8")
-    summary = augmented(model_dir, tmp_path, data_path=lines, unlabelled=True)
-    new = tmp_path / "out" / "lines_aug.txt"
-    texts = new.read_text(encoding="utf-8").split("\n")[:-1]
+    summary = augmented(model_dir, tmp_path, data_path=lines, unlabelled=True, output_format=output_format)
+    if output_format == "parquet":
+        new = tmp_path / "out" / "lines_aug"
+        texts = [text for (text,) in parquet_rows(new)[1]]
+    else:
+        new = tmp_path / "out" / "lines_aug.txt"
+        texts = [text for (text,) in tsv_rows(new)]
     assert len(texts) == summary["rows"] > 60 and set(sentences[300:340]) <= set(texts)
     outcome = task(
         workspace,
