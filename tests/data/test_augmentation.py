@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from tiny_masked_lm import save_masked_lm
-from transformers import RobertaConfig, RobertaForMaskedLM
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.augmentation import CandidateFinder, Candidates, augment_example, draw
-from tinybert_dist.data.masked_words import MaskedWords, logits_at, whole_words
+from tinybert_dist.data.masked_words import MaskedWords
 from tinybert_dist.data.segmenters import (
     AutoSegmenter,
     ChineseCharacters,
@@ -135,58 +134,6 @@ def test_long_sentence_keeps_words_the_query_cannot_hold(masked_lm):
     assert len(queries[9].input_ids) == 13
 
 
-def test_the_head_sees_the_masked_rows_only(masked_lm):
-    model, _ = masked_lm
-    rows = []
-    hook = model.cls.register_forward_hook(
-        lambda _m, inputs, _o: rows.append(inputs[0].shape[0] * inputs[0].shape[1])
-    )
-    search = finder(masked_lm)
-    search.find(TEXTS)
-    hook.remove()
-    assert sum(rows) == search.counts["queries_unique"] < search.counts["query_tokens"]
-
-
-def test_logits_at_works_for_roberta():
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=40, initializer_range=0.5,
-    )  # fmt: skip
-    model = RobertaForMaskedLM(config).eval()
-    ids = torch.randint(3, 50, (3, 12))
-    places = torch.tensor([[4], [1], [11]])
-    with torch.inference_mode():
-        full = model(input_ids=ids).logits
-        rows = logits_at(model, {"input_ids": ids}, places)
-        torch.testing.assert_close(rows, full[torch.arange(3)[:, None], places])
-        # the hook is gone
-        assert model(input_ids=ids).logits.shape == (3, 12, 50)
-
-
-def test_bfloat16_encoder_keeps_a_float32_head(tmp_path, masked_lm):
-    folder = save_masked_lm(tmp_path)
-    pair = load_masked_lm(folder), load_tokenizer(folder)
-    found = finder(pair, dtype=torch.bfloat16).find(TEXTS)
-    model = pair[0]
-    assert model.bert.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
-    assert model.cls.predictions.decoder.weight.dtype == torch.float32
-    exact = finder(masked_lm).find(TEXTS)
-    shared = [
-        len(set(found[t].options[i]) & set(exact[t].options[i])) / len(exact[t].options[i])
-        for t in TEXTS
-        for i in exact[t].options
-    ]
-    assert sum(shared) / len(shared) > 0.8
-
-
-def test_continuations_and_special_tokens_are_no_words(masked_lm):
-    words = whole_words(masked_lm[1])
-    ids = masked_lm[1].get_vocab()
-    assert words[ids["movie"]] == "movie"
-    assert words[ids["##able"]] is None and words[ids["[MASK]"]] is None
-
-
 def test_draws_are_reproducible_and_independent_of_order(masked_lm, vectors):
     found = finder(masked_lm, vectors).find(TEXTS)
     forward = [augment_example([t], found, 20, 0.4, seed=7, index=i) for i, t in enumerate(TEXTS)]
@@ -240,6 +187,9 @@ def test_chinese_words_are_masked_whole_and_stay_dictionary_words(masked_lm):
     words = segmenter.split(BEIJING)
     assert words.words == ("\u5317\u4eac", "\u7684", "\u5929\u6c14", "\u5f88", "\u597d")
     assert words.eligible == (0, 2, 4)
+    # what could stand there does not turn the sentence's label
+    negated = "\u4e0d\u9519", "\u6ca1\u6709", "\u4e0d"
+    assert not any(word in segmenter.dictionary[len(word)] for word in negated)
     found = finder(masked_lm, segmenter=segmenter).find([BEIJING])[BEIJING]
     tokenizer = masked_lm[1]
     vocabulary = tokenizer.get_vocab()
@@ -289,13 +239,3 @@ def test_missing_jieba_is_explained(masked_lm, monkeypatch):
     mixed = "the movie was great , a very good plot \u597d"
     found = finder(masked_lm, segmenter=AutoSegmenter()).find([mixed])[mixed]
     assert found.words.words[-1] == "\u597d" and len(found.options[9]) > 1
-
-
-def test_tokenizer_without_mask_or_larger_than_the_model(masked_lm, tmp_path):
-    model, _ = masked_lm
-    larger = load_tokenizer(save_masked_lm(tmp_path / "larger", extra_words=["zebra"]))
-    with pytest.raises(UserError, match="the tokenizer knows"):
-        MaskedWords(model, larger, EnglishWords(), top=3)
-    larger.mask_token = None
-    with pytest.raises(UserError, match="no mask token"):
-        MaskedWords(model, larger, EnglishWords(), top=3)

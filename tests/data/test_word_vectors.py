@@ -39,6 +39,22 @@ def test_neighbours_of_real_glove_equal_brute_force(shared_data):
     assert "better" in found["good"]
 
 
+@pytest.mark.parametrize("apart", [1e-9, 0])
+def test_nearly_equal_neighbours_stand_in_the_order_of_float64(apart):
+    # more of them than are shortlisted, and float32 cannot tell them apart
+    draw = np.random.default_rng(0)
+    middle = draw.normal(size=300)
+    table = np.stack([draw.normal(size=300), *(middle + apart * draw.normal(size=300) for _ in range(60))])
+    words = [f"word{row}" for row in range(len(table))]
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    cosines = (unit @ unit[0]).round(12)
+    expected = [words[row] for row in np.argsort(-cosines[1:], kind="stable")[:5] + 1]
+    assert apart or expected == words[1:6]
+    for company in ([], words[1:], words[:0:-1]):
+        found = WordVectors(words, table).neighbours([*company, words[0]], 5)
+        assert list(found[words[0]]) == expected
+
+
 def test_unknown_word_has_no_neighbours_and_count_is_kept(tmp_path):
     found = read(write(tmp_path, ROWS)).neighbours(["king", "zebra"], 2)
     assert found == {"king": ("queen", "man"), "zebra": ()}

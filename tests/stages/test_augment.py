@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import pytest
@@ -9,7 +8,6 @@ from transformers import BertForSequenceClassification
 from tinybert_dist.config import UserError, parse
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_vectors import WordVectors
-from tinybert_dist.stages import augment
 from tinybert_dist.stages.augment import AugmentConfig, run
 
 GLOVE = ["unwatchable 1 0", "awful 0.9 0.1", "dreadful 0.8 0.3", "king 0 1"]
@@ -57,13 +55,6 @@ def test_flags_of_the_reference():
     assert (config.M, config.N, config.p, config.do_lower_case, config.output_dir) == (9, 3, 0.5, True, None)
     config = parse(AugmentConfig, ["--pretrained_bert_model", "m", "--data_path", "lines.txt"])
     assert (config.M, config.N, config.p, config.do_lower_case) == (15, None, 0.4, None)
-
-
-def test_only_one_process_of_a_launcher_writes(tmp_path, model_dir, monkeypatch):
-    write(tmp_path / "train.tsv", SST2)
-    monkeypatch.setenv("RANK", "1")
-    assert run(options(model_dir, glue_dir=tmp_path, task_name="SST-2")) == {}
-    assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
 
 
 @pytest.mark.parametrize("in_task_folder", [True, False])
@@ -160,60 +151,20 @@ def test_batch_size_does_not_change_the_file_and_the_seed_does(tmp_path, model_d
     assert produced["a"] == produced["b"] != produced["c"]
 
 
-def test_killed_run_continues_with_the_same_bytes(tmp_path, model_dir, monkeypatch):
-    write(
-        tmp_path / "train.tsv",
-        [
-            SST2[0],
-            *(f"the {a} was {b}\t1" for a in ("movie", "film", "plot", "dog") for b in ("good", "bad")),
-        ],
-    )
-    undisturbed = options(model_dir, glue_dir=tmp_path, task_name="SST-2", output_dir=tmp_path / "a")
-    whole = run(undisturbed)  # in one block
-    monkeypatch.setattr(augment, "BLOCK_EXAMPLES", 2)
-    original = augment.BlockFile.append
-    appended = []
-
-    def killed(self, lines, progress):
-        if len(appended) == 2:
-            with open(self._part, "ab") as file:  # a block cut off in the middle
-                file.write(b"the mov")
-            raise KeyboardInterrupt
-        appended.append(progress["examples"])
-        original(self, lines, progress)
-
-    config = options(model_dir, glue_dir=tmp_path, task_name="SST-2", output_dir=tmp_path / "b")
-    monkeypatch.setattr(augment.BlockFile, "append", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    assert appended == [2, 4] and not (tmp_path / "b" / "train_aug.tsv").exists()
-    monkeypatch.setattr(
-        augment.BlockFile,
-        "append",
-        lambda self, lines, progress: (
-            appended.append(progress["examples"]),
-            original(self, lines, progress),
-        ),
-    )
-    summary = run(config)
-    assert appended == [2, 4, 6, 8]
-    assert (tmp_path / "a" / "train_aug.tsv").read_bytes() == (tmp_path / "b" / "train_aug.tsv").read_bytes()
-    assert (summary["rows"], summary["counts"]["words"]) == (whole["rows"], whole["counts"]["words"])
-    # the same command again finds it finished; another option starts afresh
-    assert run(config) == summary and len(appended) == 4
-    config.p = 0.9
-    run(config)
-    assert appended[4:] == [2, 4, 6, 8]
-
-
-def test_bad_rows_stop_before_anything_is_written(tmp_path, model_dir):
+def test_bad_rows_stop_before_anything_is_written(tmp_path, model_dir, capsys):
     write(tmp_path / "train.tsv", [*SST2[:3], "one\ttoo\tmany", *SST2[3:]])
     with pytest.raises(UserError, match=r"train\.tsv:4: 3 tab-separated columns"):
         run(options(model_dir, glue_dir=tmp_path, task_name="SST-2"))
     assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
-    summary = run(
-        options(model_dir, glue_dir=tmp_path, task_name="SST-2", on_bad_record="skip", max_examples=3)
-    )
+    glove = write(tmp_path / "glove.txt", [*GLOVE, "king 1", "queen 0 x"])
+    skip = {"on_bad_record": "skip", "max_examples": 3, "glove_embs": glove}
+    with pytest.raises(UserError, match=r"glove\.txt:5: not a word followed by 2 numbers"):
+        run(options(model_dir, data_path=write(tmp_path / "lines.txt", ["good"]), glove_embs=glove))
+    capsys.readouterr()
+    summary = run(options(model_dir, glue_dir=tmp_path, task_name="SST-2", **skip))
+    out = capsys.readouterr().out
+    assert out.count("2 x not a word followed by N numbers") == 1 and "train.tsv:4" in out
+    assert "(3 bad records passed over)" in out and summary["bad_records"] == 3
     assert summary["examples"] == len(SST2) - 1
     untouched = lines_of(tmp_path / "train_aug.tsv")[-(len(SST2) - 4) :]
     assert untouched == SST2[4:]  # only the first three are augmented, the others copied
@@ -288,5 +239,4 @@ def test_real_sst2_with_real_glove(tmp_path, shared_data):
     assert counts["by_vectors"] > 5
     out = lines_of(tmp_path / "train_aug.tsv")
     assert all(line.count("\t") == 1 for line in out) and len(out) == summary["rows"] + 1
-    state = json.loads((tmp_path / ".train_aug.tsv.state.json").read_text(encoding="utf-8"))
-    assert state["finished"] and len(WordVectors.read(glove, BadRecords())) == 12_526
+    assert summary["finished"] and len(WordVectors.read(glove, BadRecords())) == 12_526

@@ -1,16 +1,17 @@
 """What a masked language model would put in a word's place: one query per (sentence, word), many per forward.
 
-Shapes: Q queries of a batch, S tokens, W masked tokens of a word, D width, V vocabulary, C dictionary words.
+Shapes: N queries of a kind, W masked tokens of a word, V vocabulary, C candidates (vocabulary entries or
+dictionary words), M wanted.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data.masked_logits import MaskedLogits, Query, first_position
 from tinybert_dist.data.segmenters import ALL_CJK, Segmenter, Words
 
 # 32 queries x 100,000 dictionary words of float32 are 13 MB
@@ -18,16 +19,13 @@ DICTIONARY_QUERIES = 32
 CONTINUATION = "##"
 # byte-pair and sentencepiece vocabularies mark the beginning of a word instead of its continuation
 WORD_BEGINS = ("\u0120", "\u2581")
-
-
-class Query(NamedTuple):
-    """`[CLS] sentence with masks [SEP] unmasked sentence [SEP]`: `width` masks stand at `position`."""
-
-    input_ids: list[int]
-    second_at: int
-    position: int
-    width: int
-    whole_word: bool
+# queries whose float32 error is measured against float64, and how many times the largest error of a score
+# the distance of two neighbours must be for their order to count as certain (2 would do were it the largest
+# of all queries)
+MEASURED_QUERIES = 32
+SAFETY = 8
+# float64 scores that agree to so many digits are equal, and the lower id comes first
+EQUAL_DIGITS = 10
 
 
 class MaskedWords:
@@ -37,6 +35,11 @@ class MaskedWords:
     tokens dropped. A Chinese word of the segmenter: all its characters are masked at once, and every
     dictionary word of that length is scored by the sum of its characters' log-probabilities; the best `top`
     are exact (no beam) and real words.
+
+    The order of candidates is that of their scores in float64. In float32 the last bits of a score depend on
+    what shares its batch, and in a percent of the queries that is enough to swap two neighbours; such
+    queries, known by neighbours closer than the error measured, are asked again in float64. So the answer to
+    a query depends on nothing but the query. `num_settled` counts those asked again.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class MaskedWords:
         *,
         top: int,
         max_seq_length: int = 512,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 1024,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -57,7 +60,7 @@ class MaskedWords:
         Raises UserError for a tokenizer without a mask token or with more tokens than the model.
         """
         self._tokenizer = tokenizer
-        self._frame, self._frame_types = _frame(tokenizer)
+        self._frame, types = _frame(tokenizer)
         rows = model.config.vocab_size
         if len(tokenizer) > rows:
             raise UserError(
@@ -65,13 +68,15 @@ class MaskedWords:
                 "Give the model its own tokenizer files."
             )
         self._device = torch.device(device)
-        self._model = model.eval().requires_grad_(False).to(self._device)
-        _convert_encoder(self._model, dtype)
+        self._logits = MaskedLogits(model, types, self._device, dtype)
+        self.is_exact = dtype == torch.float32
+        self.num_settled = 0
+        self._margin, self._num_measured = 0.0, 0
         self._segmenter, self._top, self._batch_tokens = segmenter, top, batch_tokens
         self._max_seq_length = min(max_seq_length, _num_positions(model))
         self._word_of_id = whole_words(tokenizer)
         self._pieces: dict[str, list[int]] = {}
-        self._tables: dict[int, tuple[list[str], torch.Tensor]] = {}
+        self._tables: dict[int, tuple[list[str], Tensor]] = {}
 
     def pieces(self, word: str) -> list[int]:
         """Token ids of one word; each distinct word is tokenised once."""
@@ -108,52 +113,82 @@ class MaskedWords:
         return found
 
     def answer(self, queries: Sequence[Query]) -> list[tuple[str, ...]]:
-        """Candidates of each query, best first. A batch holds queries of one length: nothing is padded."""
-        answers: list[tuple[str, ...]] = [()] * len(queries)
-        for batch in self._batches(queries):
-            for i, words in zip(batch, self._answer_batch([queries[i] for i in batch]), strict=True):
+        """Candidates of each query, best first."""
+        if not self.is_exact:
+            return self._rank_all(queries, 0.0)[0]
+        if self._num_measured < MEASURED_QUERIES:
+            self._margin = max(self._margin, self._measure_margin(queries))
+        answers, unsure = self._rank_all(queries, self._margin)
+        if unsure:
+            with self._logits.in_double():
+                settled, _ = self._rank_all([queries[i] for i in unsure], None)
+            for i, words in zip(unsure, settled, strict=True):
                 answers[i] = words
+            self.num_settled += len(unsure)
         return answers
 
     def _in_dictionary(self, word: str, width: int) -> bool:
         # every character a token, and words of this length to choose from
         return len(word) == width and ALL_CJK.fullmatch(word) is not None and bool(self._table(width)[0])
 
-    def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
-        def kind(i: int) -> tuple[int, int, bool]:
-            return len(queries[i].input_ids), queries[i].width, queries[i].whole_word
+    def _rank_all(
+        self, queries: Sequence[Query], margin: float | None
+    ) -> tuple[list[tuple[str, ...]], list[int]]:
+        # the answers, and which of them are not certain
+        answers: list[tuple[str, ...]] = [()] * len(queries)
+        unsure: list[int] = []
+        for members, names, scores_NC in self._scores(queries):
+            order_NM, sure_N = _best(scores_NC, self._top, margin)
+            for i, order, sure in zip(members, order_NM.tolist(), sure_N.tolist(), strict=True):
+                answers[i] = tuple(word for c in order if (word := names[c]) is not None)
+                if not sure:
+                    unsure.append(i)
+        return answers, unsure
 
+    def _measure_margin(self, queries: Sequence[Query]) -> float:
+        # SAFETY times the largest error of float32 among the best scores of some queries
+        sample = queries[:: max(1, len(queries) // MEASURED_QUERIES)]
+        self._num_measured += len(sample)
+        single = [scores_NC for _, _, scores_NC in self._scores(sample)]
+        with self._logits.in_double():
+            double = [scores_NC for _, _, scores_NC in self._scores(sample)]
+        errors = [torch.finfo(torch.float32).eps]
+        for single_NC, double_NC in zip(single, double, strict=True):
+            best_NM = double_NC.topk(min(self._top + 1, double_NC.shape[-1])).indices
+            error_NM = (single_NC.gather(-1, best_NM) - double_NC.gather(-1, best_NM)).abs()
+            errors.append((error_NM / _scale(double_NC)).max().item())
+        return SAFETY * max(errors)
+
+    def _scores(self, queries: Sequence[Query]) -> Iterator[tuple[list[int], Sequence[str | None], Tensor]]:
+        # indices of queries of one kind, the names of their candidates, scores_NC
+        for batch in self._batches(queries):
+            start = 0
+            for logits_NWV in self._logits.at_masks([queries[i] for i in batch]):
+                members = batch[start : start + len(logits_NWV)]
+                start += len(members)
+                if not queries[members[0]].whole_word:
+                    yield members, self._word_of_id, logits_NWV[:, 0, : len(self._word_of_id)]
+                    continue
+                words, ids_CW = self._table(logits_NWV.shape[1])
+                for at in range(0, len(members), DICTIONARY_QUERIES):
+                    part = slice(at, at + DICTIONARY_QUERIES)
+                    yield members[part], words, _word_scores(logits_NWV[part], ids_CW)
+
+    def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         batch: list[int] = []
-        for i in sorted(range(len(queries)), key=kind):
-            full = (len(batch) + 1) * len(queries[i].input_ids) > self._batch_tokens
-            if batch and (full or kind(i) != kind(batch[0])):
+        num_tokens = 0
+        for i in sorted(range(len(queries)), key=lambda i: queries[i].kind):
+            length = len(queries[i].input_ids)
+            other = not self._logits.packs and batch and queries[i].kind != queries[batch[0]].kind
+            if batch and (other or num_tokens + length > self._batch_tokens):
                 yield batch
-                batch = []
+                batch, num_tokens = [], 0
             batch.append(i)
+            num_tokens += length
         if batch:
             yield batch
 
-    @torch.inference_mode()
-    def _answer_batch(self, batch: list[Query]) -> list[tuple[str, ...]]:
-        input_ids_QS = torch.tensor([query.input_ids for query in batch], device=self._device)
-        inputs = {"input_ids": input_ids_QS}
-        if self._frame_types is not None:
-            length = input_ids_QS.shape[1]
-            second_at_Q1 = torch.tensor([[query.second_at] for query in batch], device=self._device)
-            position_S = torch.arange(length, device=self._device)
-            first, second = self._frame_types
-            inputs["token_type_ids"] = torch.where(position_S < second_at_Q1, first, second)
-        width = batch[0].width
-        places_Q1 = torch.tensor([[query.position] for query in batch], device=self._device)
-        places_QW = places_Q1 + torch.arange(width, device=self._device)
-        logits_QWV = logits_at(self._model, inputs, places_QW)[..., : len(self._word_of_id)]
-        if batch[0].whole_word:
-            words, ids_CW = self._table(width)
-            return [tuple(words[c] for c in row) for row in _best_words(logits_QWV, ids_CW, self._top)]
-        top_QM = logits_QWV[:, 0].topk(min(self._top, logits_QWV.shape[-1]), dim=-1).indices.tolist()
-        return [tuple(word for i in row if (word := self._word_of_id[i]) is not None) for row in top_QM]
-
-    def _table(self, width: int) -> tuple[list[str], torch.Tensor]:
+    def _table(self, width: int) -> tuple[list[str], Tensor]:
         # dictionary words of this length whose characters all stand in the vocabulary, as ids
         if width not in self._tables:
             words = self._segmenter.dictionary.get(width, [])
@@ -162,39 +197,6 @@ class MaskedWords:
             ids = [[vocabulary[character] for character in word] for word in known]
             self._tables[width] = known, torch.tensor(ids, dtype=torch.long, device=self._device)
         return self._tables[width]
-
-
-def logits_at(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], places_QW: torch.Tensor
-) -> torch.Tensor:
-    """Logits_QWV of a masked LM at `places_QW` only: its own head runs on the gathered hidden states.
-
-    Works for every model whose head maps the base model's first output position by position (BERT, RoBERTa,
-    ELECTRA, DistilBERT, ALBERT ...); at S = 50 the full head would do 50 times the work.
-    """
-
-    def gather(_module, _arguments, output):
-        hidden_QSD = output[0]
-        rows = torch.arange(places_QW.shape[0], device=places_QW.device)[:, None]
-        output["last_hidden_state"] = hidden_QSD[rows, places_QW].to(head_dtype)
-        return output
-
-    head_dtype = model.get_output_embeddings().weight.dtype
-
-    hook = model.base_model.register_forward_hook(gather)
-    try:
-        return model(**inputs, return_dict=True).logits
-    finally:
-        hook.remove()
-
-
-def _convert_encoder(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    decoder = model.get_output_embeddings()
-    # the decoder shares its weight with the input embeddings, which are converted
-    weight = decoder.weight.detach().clone() if decoder.weight.dtype != dtype else None
-    model.base_model.to(dtype)
-    if weight is not None:
-        decoder.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
@@ -215,15 +217,29 @@ def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
     return words
 
 
-def _best_words(logits_QWV: torch.Tensor, ids_CW: torch.Tensor, top: int) -> list[list[int]]:
+def _word_scores(logits_NWV: Tensor, ids_CW: Tensor) -> Tensor:
     # the softmax's denominator is the same for every word, so logits sum like log-probabilities
-    best: list[list[int]] = []
-    for logits_qWV in logits_QWV.split(DICTIONARY_QUERIES):
-        score_qC = logits_qWV[:, 0, ids_CW[:, 0]]
-        for w in range(1, ids_CW.shape[1]):
-            score_qC = score_qC + logits_qWV[:, w, ids_CW[:, w]]
-        best += score_qC.topk(min(top, len(ids_CW)), dim=-1).indices.tolist()
-    return best
+    scores_NC = logits_NWV[:, 0, ids_CW[:, 0]]
+    for w in range(1, ids_CW.shape[1]):
+        scores_NC = scores_NC + logits_NWV[:, w, ids_CW[:, w]]
+    return scores_NC
+
+
+def _scale(scores_NC: Tensor) -> Tensor:
+    # errors grow with the numbers they come from
+    return scores_NC.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _best(scores_NC: Tensor, top: int, margin: float | None) -> tuple[Tensor, Tensor]:
+    """The `top` best of each row, and whether their order is certain: no neighbours within `margin` times
+    the largest score. margin None: the scores are float64, and equal ones go by index."""
+    if margin is None:
+        rounded_NC = (scores_NC / _scale(scores_NC)).round(decimals=EQUAL_DIGITS)
+        order_NM = rounded_NC.sort(dim=-1, descending=True, stable=True).indices[:, :top]
+        return order_NM, torch.ones(len(scores_NC), dtype=torch.bool)
+    best = scores_NC.topk(min(top + 1, scores_NC.shape[-1]), dim=-1)
+    gaps_NM = best.values[:, :-1] - best.values[:, 1:]
+    return best.indices[:, :top], (gaps_NM >= margin * _scale(scores_NC)).all(-1)
 
 
 def _frame(
@@ -245,8 +261,4 @@ def _frame(
 
 
 def _num_positions(model: PreTrainedModel) -> int:
-    positions = getattr(model.config, "max_position_embeddings", 512)
-    embeddings = getattr(model.base_model, "embeddings", None)
-    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    # RoBERTa counts its positions from padding_idx + 1
-    return positions if padding is None else positions - padding - 1
+    return getattr(model.config, "max_position_embeddings", 512) - first_position(model)

@@ -43,6 +43,8 @@ CHINESE_STOP_WORDS = frozenset(
 )
 # the dictionary's rare tail is names and archaisms: candidates must be words people use
 MIN_WORD_COUNT = 10
+# words that begin so (not, not have) would turn the label of a sentence they are put into
+NEGATIONS = ("\u4e0d", "\u6ca1")
 CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
 CJK_CHARACTER = re.compile(f"[{CJK}]")
 ALL_CJK = re.compile(f"[{CJK}]+")
@@ -116,10 +118,12 @@ class ChineseWords:
 
     @cached_property
     def dictionary(self) -> dict[int, list[str]]:
-        """Chinese words of the dictionary by their number of characters, sorted, without stop words."""
+        """Chinese words of the dictionary by their number of characters, sorted, without stop words and
+        negations."""
         by_length: dict[int, list[str]] = {}
         for word, count in sorted(self._jieba.FREQ.items()):
-            if count >= MIN_WORD_COUNT and ALL_CJK.fullmatch(word) and word not in CHINESE_STOP_WORDS:
+            unwanted = word in CHINESE_STOP_WORDS or word.startswith(NEGATIONS)
+            if count >= MIN_WORD_COUNT and ALL_CJK.fullmatch(word) and not unwanted:
                 by_length.setdefault(len(word), []).append(word)
         return by_length
 

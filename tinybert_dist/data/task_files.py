@@ -33,14 +33,19 @@ class Record(NamedTuple):
 
 
 def read_raw_rows(
-    file: str | Path, spec: TaskSpec, bad: BadRecords | None = None, split: str = "train"
+    file: str | Path,
+    spec: TaskSpec,
+    bad: BadRecords | None = None,
+    split: str = "train",
+    one_line: bool = True,
 ) -> RawRows:
     """Header line, text and label columns, and every well-formed row of `file` as (line number, columns).
 
-    Rows of another width go to `bad` (default: an error at the first). The columns can be written as a line
-    of tab-separated fields: in tables (CSV, JSON lines, Parquet) tabs and newlines in a field become spaces.
+    Rows of another width go to `bad` (default: an error at the first). With `one_line` the columns can be
+    written as a line of tab-separated fields: in tables (CSV, JSON lines, Parquet) tabs and newlines in a
+    field become spaces.
     """
-    return _open_rows(file, spec, BadRecords("error") if bad is None else bad, split, one_line=True)
+    return _open_rows(file, spec, BadRecords("error") if bad is None else bad, split, one_line)
 
 
 def _open_rows(

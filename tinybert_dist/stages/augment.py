@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ import torch
 from tqdm import tqdm
 
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
-from tinybert_dist.data.augment_files import BlockFile, Source, blocks, glue_source, path_source
-from tinybert_dist.data.augmentation import CandidateFinder, augment_example
+from tinybert_dist.data.augment_blocks import Blocks, ParquetRows, TsvRows
+from tinybert_dist.data.augment_files import Source, block_size, cut, glue_source, path_source
+from tinybert_dist.data.augmentation import CandidateFinder, Draws, augment_block, sum_up
 from tinybert_dist.data.masked_words import MaskedWords
 from tinybert_dist.data.segmenters import SEGMENTERS
 from tinybert_dist.data.text import BadRecords
@@ -22,10 +21,9 @@ from tinybert_dist.models import LoadReport, load_masked_lm, load_tokenizer, low
 
 DRAWS_OF_TASK = {"CoLA": 30, "MRPC": 30, "RTE": 30, "SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10}
 OTHER_DRAWS = 30
-# enough sentences that queries of one length fill batches, few enough that a kill costs little
-BLOCK_EXAMPLES = 1024
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
-NUM_SAMPLES = 3
+# CPU: matrix products are as fast as they get from 500 tokens on, and from 4000 on every activation is too
+# large for the allocator to keep: its pages are fetched anew in every layer
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,6 +42,16 @@ class AugmentConfig(StageOptions):
     data_path: str | None = HfArg(
         default=None,
         help="file or folder of one's own: lines (text, text<TAB>label, text<TAB>text2<TAB>label) or a table",
+    )
+    unlabelled: bool = HfArg(
+        default=False,
+        help="--data_path holds texts without labels (two fields of a line are two texts); out come lines of "
+        "texts, which task_distill takes as --unlabelled_file_path",
+    )
+    output_format: str = HfArg(
+        default="tsv",
+        help="tsv: one file as the input is laid out; parquet: a folder of shards",
+        metadata={"choices": ["tsv", "parquet"]},
     )
     text_column: str | None = HfArg(default=None, help="text column of a table; default: the usual names")
     text_pair_column: str | None = HfArg(default=None, help="second text column of a table")
@@ -65,101 +73,113 @@ class AugmentConfig(StageOptions):
         metadata={"nargs": "?", "const": True},
     )
     max_seq_length: int = HfArg(default=512, help="tokens of a query (the sentence twice), cut beyond")
-    batch_tokens: int | None = HfArg(default=None, help="tokens of one forward; default CPU 4096, GPU 65536")
+    batch_tokens: int | None = HfArg(default=None, help="tokens of one forward; default CPU 1024, GPU 65536")
     max_examples: int | None = HfArg(default=None, help="augment the first so many examples, copy the others")
     dtype: str = HfArg(
         default="float32",
         help="precision of the encoder; bfloat16 is 2 to 4 times as fast where the machine has it, and moves "
-        "the order of nearly equal candidates",
+        "the order of nearly equal candidates, differently for every --batch_tokens",
         metadata={"choices": ["float32", "bfloat16"]},
     )
     device: str | None = HfArg(default=None, help="cpu, cuda ...; default: cuda when there is one")
 
 
-def run(config: AugmentConfig) -> dict[str, Any]:
-    """Augments, or goes on where a killed run stopped. Returns (and prints) the summary."""
-    if int(os.environ.get("RANK", "0")) > 0:
-        return {}  # one process augments: a second one would write into the same file
-    _check(config)
-    source = _source(config)
-    bad = BadRecords(config.on_bad_record)
-    num_examples = source.count(bad)
-    draws = config.N if config.N is not None else DRAWS_OF_TASK.get(source.spec.name, OTHER_DRAWS)
-    output = Path(config.output_dir or source.file.parent) / source.output_name
-    print(f"{source.file}: {num_examples} examples, N {draws}, M {config.M}, p {config.p} -> {output}")
-    if bad.total:
-        print(bad.summary())
-    if config.dry_run:
-        return {"examples": num_examples, "N": draws, "output": str(output), "finished": False}
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made of a file: everything the draws depend on, and how it is cut into blocks."""
 
-    finder, identity = _finder(config, bad)
-    identity += [sha256_of(source.file), draws, config.p, config.seed, num_examples, config.max_examples]
-    file = BlockFile(output, fingerprint(identity))
-    if (summary := file.finished()) is not None:
-        print(f"already finished: {output}")
+    source: Source
+    num_examples: int
+    draws: int
+    output: Path
+    block_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the file; block b belongs to rank b mod world size."""
+        return -(-self.num_examples // self.block_size)
+
+
+def run(config: AugmentConfig) -> dict[str, Any]:
+    """Augments this process's share of the blocks, or goes on where killed processes stopped.
+
+    The process that finds all blocks done joins them, prints the report and returns the summary; the others
+    return how many blocks are missing.
+    """
+    _check(config)
+    rank, world_size = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+    bad = BadRecords(config.on_bad_record)
+    plan = _plan(config, bad)
+    if rank == 0:
+        print(
+            f"{plan.source.file}: {plan.num_examples} examples, N {plan.draws}, M {config.M}, p {config.p} "
+            f"-> {plan.output}; {plan.num_blocks} blocks for {world_size} processes",
+            flush=True,
+        )
+    finder, identity = (None, []) if config.dry_run else _finder(config, bad)
+    if rank == 0 and bad.total:
+        print(bad.summary(), flush=True)
+    if finder is None:
+        facts = {"examples": plan.num_examples, "N": plan.draws, "output": str(plan.output)}
+        return facts | {"finished": False}
+
+    identity += [sha256_of(plan.source.file), config.unlabelled, plan.draws, config.p, config.seed]
+    identity += [plan.num_examples, config.max_examples]
+    layout = plan.source.rows(BadRecords(config.on_bad_record))
+    as_tsv = config.output_format == "tsv"
+    row_format = TsvRows(layout.columns) if as_tsv else ParquetRows(layout.names())
+    blocks = Blocks(plan.output, fingerprint(identity), plan.num_blocks, row_format)
+    if (summary := blocks.finished()) is None:
+        todo = blocks.missing(range(rank, plan.num_blocks, world_size), verify=True)
+        _augment(config, plan, finder, blocks, todo, show=rank == 0)
+        left = len(blocks.missing(range(plan.num_blocks)))
+        summary = blocks.finished() if left else None  # another process may have joined them meanwhile
+    elif rank == 0:
+        print(f"already finished: {plan.output}")
+    if summary is not None:
+        blocks.clear()
         return summary
-    summary = _write(config, source, draws, num_examples, finder, file)
+    if left:
+        print(
+            f"process {rank}: its share is done; {left} of {plan.num_blocks} blocks are not there yet. The "
+            "process that does the last one joins them; if it died, the same command goes on.",
+            flush=True,
+        )
+        return {"output": str(plan.output), "blocks_missing": left, "finished": False}
+    more = {"N": plan.draws, "bad_records": bad.total, "output": str(plan.output), "finished": True}
+    summary = blocks.join(lambda facts: sum_up(facts) | more)
     _report(summary)
     return summary
 
 
-def _write(
-    config: AugmentConfig,
-    source: Source,
-    draws: int,
-    num_examples: int,
-    finder: CandidateFinder,
-    file: BlockFile,
-) -> dict[str, Any]:
-    progress = file.resume() or {"examples": 0, "rows": 0, "samples": [], "counts": {}, "seconds": {}}
-    finder.counts.update(progress["counts"])
-    seconds = {"candidates": 0.0, "draws": 0.0} | progress["seconds"]
-    header, text_columns, _, rows = source.rows(BadRecords(config.on_bad_record))
-    done: int = progress["examples"]
-    limit = num_examples if config.max_examples is None else config.max_examples
-    bar = tqdm(total=num_examples, initial=done, unit="example", desc="augment", mininterval=1.0)
-    for block in blocks(islice(rows, done, num_examples), BLOCK_EXAMPLES):
-        started_at = time.perf_counter()
-        augmented = block[: max(0, limit - done)]
-        candidates = finder.find([columns[c] for columns in augmented for c in text_columns])
-        found_at = time.perf_counter()
-        lines: list[str] = [] if done or header is None else [header]
-        for index, columns in enumerate(block, done):
-            texts = [columns[c] for c in text_columns]
-            variants = [tuple(texts)]
-            if index < limit:
-                variants = augment_example(texts, candidates, draws, config.p, config.seed, index)
-            progress["rows"] += len(variants)
-            lines += ("\t".join(_with_texts(columns, text_columns, variant)) for variant in variants)
-            if len(variants) > 1 and len(progress["samples"]) < NUM_SAMPLES:
-                progress["samples"].append(list(variants[1]))
-        done += len(block)
-        seconds["candidates"] += found_at - started_at
-        seconds["draws"] += time.perf_counter() - found_at
-        progress |= {"examples": done, "seconds": seconds, "counts": dict(finder.counts)}
-        file.append(lines, progress)
-        bar.update(len(block))
-    bar.close()
-    summary = progress | {
-        "new_rows": progress["rows"] - done,
-        "N": draws,
-        "output": str(file.path),
-        "finished": True,
-    }
-    file.finish(summary)
-    return summary
+def _plan(config: AugmentConfig, bad: BadRecords) -> Plan:
+    source = _source(config)
+    num_examples = source.count(bad)
+    draws = config.N if config.N is not None else DRAWS_OF_TASK.get(source.spec.name, OTHER_DRAWS)
+    suffix = source.output_suffix if config.output_format == "tsv" else ""
+    output = Path(config.output_dir or source.file.parent) / f"{source.output_stem}{suffix}"
+    return Plan(source, num_examples, draws, output, block_size(num_examples))
 
 
-def _with_texts(columns: list[str], text_columns: tuple[int, ...], texts: tuple[str, ...]) -> list[str]:
-    row = list(columns)
-    for column, text in zip(text_columns, texts, strict=True):
-        row[column] = text
-    return row
+def _augment(
+    config: AugmentConfig, plan: Plan, finder: CandidateFinder, blocks: Blocks, todo: list[int], show: bool
+) -> None:
+    rows = plan.source.rows(BadRecords(config.on_bad_record), one_line=config.output_format == "tsv")
+    limit = plan.num_examples if config.max_examples is None else config.max_examples
+    draws = Draws(plan.draws, config.p, config.seed, limit)
+    wanted = set(todo)
+    total = sum(min(plan.block_size, plan.num_examples - b * plan.block_size) for b in todo)
+    with tqdm(total=total, unit="example", desc="augment", mininterval=1.0, disable=not show) as bar:
+        for b, block in enumerate(cut(rows.rows, plan.block_size)):
+            if b in wanted:
+                first = b * plan.block_size
+                blocks.write(b, *augment_block(block, rows.text_columns, first, finder, draws))
+                bar.update(len(block))
 
 
 def _finder(config: AugmentConfig, bad: BadRecords) -> tuple[CandidateFinder, list[Any]]:
     """The finder of candidates, and what identifies the candidates it finds."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = config.device or _default_device()
     tokenizer = load_tokenizer(config.pretrained_bert_model, config.do_lower_case)
     model = load_masked_lm(config.pretrained_bert_model)
     tied = ("decoder.weight", "decoder.bias")
@@ -171,13 +191,14 @@ def _finder(config: AugmentConfig, bad: BadRecords) -> tuple[CandidateFinder, li
         )
     weights = weights_fingerprint(model)
     segmenter = SEGMENTERS[config.segmenter](lowers(tokenizer))
+    batch_tokens = config.batch_tokens or BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS["cpu"])
     masked_words = MaskedWords(
         model,
         tokenizer,
         segmenter,
         top=config.M,
         max_seq_length=config.max_seq_length,
-        batch_tokens=config.batch_tokens or BATCH_TOKENS.get(torch.device(device).type, 4096),
+        batch_tokens=batch_tokens,
         device=device,
         dtype=getattr(torch, config.dtype),
     )
@@ -185,12 +206,21 @@ def _finder(config: AugmentConfig, bad: BadRecords) -> tuple[CandidateFinder, li
     glove = sha256_of(config.glove_embs) if config.glove_embs else None
     words = fingerprint(tokenizer.backend_tokenizer.to_str())
     identity = [weights, words, glove, config.M, config.segmenter, config.max_seq_length, config.dtype]
+    if not masked_words.is_exact:
+        identity.append(batch_tokens)  # what shares a batch shows in the last bits, and they are not settled
     return CandidateFinder(segmenter, masked_words, vectors, config.M), identity
+
+
+def _default_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def _source(config: AugmentConfig) -> Source:
     if config.data_path:
-        return path_source(config.data_path, config.text_column, config.text_pair_column, config.label_column)
+        columns = (config.text_column, config.text_pair_column, config.label_column)
+        return path_source(config.data_path, *columns, config.unlabelled)
     return glue_source(str(config.glue_dir), str(config.task_name))
 
 
@@ -200,6 +230,8 @@ def _check(config: AugmentConfig) -> None:
         raise UserError(
             "Nothing, or two things, to augment: give --glue_dir and --task_name, or --data_path."
         )
+    if config.unlabelled and config.data_path is None:
+        raise UserError("--unlabelled: give the texts as --data_path; a GLUE task has labels.")
     if not 0 <= config.p <= 1:
         raise UserError(f"--p {config.p}: a probability, between 0 and 1 (the original's: 0.4).")
     least = {"M": 1, "N": 0, "seed": 0, "max_seq_length": 8, "batch_tokens": 1, "max_examples": 1}
@@ -214,8 +246,10 @@ def _report(summary: dict[str, Any]) -> None:
     print(
         f"{counts['sentences']} distinct sentences, {counts['words']} words to replace: "
         f"{counts['by_model']} by the model, {counts['by_vectors']} by vectors, {counts['unchanged']} kept\n"
-        f"queries: {counts['queries_unique']} computed of {counts['queries_asked']} asked\n"
-        f"{summary['new_rows']} new rows beside {summary['examples']} originals in {summary['output']}\n"
+        f"queries: {counts['queries_unique']} computed of {counts['queries_asked']} asked, "
+        f"{counts['queries_settled']} nearly equal ones settled in float64\n"
+        f"{summary['new_rows']} new rows beside {summary['examples']} originals in {summary['output']}"
+        f" ({summary['bad_records']} bad records passed over)\n"
         f"{counts['sentences'] / max(sum(seconds.values()), 1e-9):.1f} sentences/s "
         f"(candidates {seconds['candidates']:.1f} s, draws {seconds['draws']:.1f} s)"
     )
