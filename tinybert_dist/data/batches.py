@@ -5,7 +5,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -147,29 +147,55 @@ class StepBatches(Dataset):
         """
         for window, _, _ in self.order.pieces(first_step):
             self.dataset.read_ahead(window.blocks() + window.following().blocks())
-        batches = iter(
-            DataLoader(
-                self,
-                sampler=range(first_step, num_steps),
-                batch_size=None,
-                num_workers=num_workers,
-                pin_memory=pin_memory,
-                timeout=timeout_s if num_workers else 0,
-                worker_init_fn=_serve_until_told if num_workers else None,
-                generator=torch.Generator(),  # else creating the iterator moves the global random state
-            )
+        return prefetched(
+            self,
+            first_step,
+            sampler=range(first_step, num_steps),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            timeout_s=timeout_s,
         )
-        return _named(batches, first_step) if num_workers else batches
 
 
-def _named(batches: Any, first_step: int) -> Iterator:
-    for step in itertools.count(first_step):
+def prefetched(
+    dataset: Dataset,
+    first_step: int,
+    *,
+    sampler: Iterable | None = None,
+    num_workers: int,
+    pin_memory: bool = False,
+    timeout_s: float = 300,
+    items_per_step: int = 1,
+) -> Generator:
+    """The items of a dataset, made by workers that take turns, or without any; closing it ends them.
+
+    Raises WorkerFailed when a worker dies, or needs more than timeout_s for an item.
+    """
+    items = iter(
+        DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            timeout=timeout_s if num_workers else 0,
+            worker_init_fn=_serve_until_told if num_workers else None,
+            generator=torch.Generator(),  # else creating the iterator moves the global random state
+        )
+    )
+    return _named(items, num_workers, first_step, items_per_step)
+
+
+def _named(items: Iterator, num_workers: int, first_step: int, items_per_step: int) -> Generator:
+    for i in itertools.count():
         try:
-            yield next(batches)
+            yield next(items)
         except StopIteration:
             return
         except RuntimeError as error:
-            number = (step - first_step) % len(batches._workers)  # they take turns
+            if not num_workers:
+                raise
+            step, number = first_step + i // items_per_step, i % num_workers
             late = f"step {step + 1}: the batch of loader worker {number} did not come. "
             raise worker_failure(error, late) or error from error
 

@@ -94,7 +94,8 @@ def open_binary(
     `on_read(n)` is told of every n bytes taken from the disk up to `end`, before decompression. A damaged
     archive raises DamagedFile when the damage is reached, a broken connection ConnectionError.
     """
-    return io.BufferedReader(_Decompressed(path, on_read, start, end), BLOCK_BYTES)
+    block_bytes = BLOCK_BYTES if end is None else max(1, min(BLOCK_BYTES, end - start))
+    return io.BufferedReader(_Decompressed(path, on_read, start, end), block_bytes)
 
 
 def read_lines(
