@@ -239,6 +239,11 @@ def test_plain_lines_are_rare_and_the_last_is_shown(clock):
     )
 
 
+def test_a_loader_that_cannot_keep_up_is_said_so():
+    assert progress_text({"throughput/data_wait_pct": 43.2}) == "wait 43% (loader-bound: raise --num_workers)"
+    assert progress_text({"throughput/data_wait_pct": 19.0}) == "wait 19%"
+
+
 def test_terminal_line_is_rewritten_in_place(clock):
     stream = Terminal()
     line = ProgressLine(2, is_main=True, stream=stream)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinybert_dist.data.batches import Collator, SampleTransform
+from tinybert_dist.data.stream import Stream
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.modules import LossModule
 from tinybert_dist.micro_batch import MicroBatch
@@ -36,7 +37,7 @@ class Job:
     options: TrainingOptions
     accelerator: RunAccelerator
     module: LossModule
-    dataset: TokenDataset
+    dataset: TokenDataset | Stream
     collate: Collator
     inputs: dict[str, Any]
     write_outputs: Callable[[Path, dict[str, Any]], None]

@@ -7,17 +7,15 @@ resumed run repeats an undisturbed one.
 """
 
 import math
-import time
-from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tinybert_dist.data.batches import StepBatches, draw_seed
-from tinybert_dist.data.order import Order
-from tinybert_dist.micro_batch import MicroBatch
+from tinybert_dist.data.batches import draw_seed
+from tinybert_dist.data.stream import Stream
+from tinybert_dist.training.agreement import add_up, agree
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
+from tinybert_dist.training.feed import Feed, PreparedFeed, Share
 from tinybert_dist.training.health import (
     StopRequest,
     check_equal,
@@ -30,12 +28,10 @@ from tinybert_dist.training.progress import ProgressLine
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.schedule import learning_rate_at
 from tinybert_dist.training.strategy import autocast, on_main
+from tinybert_dist.training.stream_feed import StreamFeed
 from tinybert_dist.training.tracking import Tracker
 from tinybert_dist.training.window import Window
 from tinybert_dist.training.wrap import wrap
-
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 16384}
-PADDED_PIECES = 8
 
 
 class TrainingLoop:
@@ -47,29 +43,17 @@ class TrainingLoop:
         self.checkpoints = Checkpoints(
             folder.path / "checkpoints", options.keep_checkpoints, folder.attempt.require_ours
         )
-        self.order = Order(len(job.dataset), options.train_batch_size, options.seed)
-        self.total_steps = options.max_steps or math.ceil(
-            self.order.steps_per_epoch * options.num_train_epochs
-        )
-        self.eval_step = options.eval_step or self.order.steps_per_epoch
+        kind = StreamFeed if isinstance(job.dataset, Stream) else PreparedFeed
+        self.feed: Feed = kind(job, resumed.state if resumed else None)
+        steps_per_epoch = self.feed.steps_per_epoch
+        self.total_steps = options.max_steps or math.ceil(steps_per_epoch * options.num_train_epochs)
+        self.eval_step = options.eval_step or steps_per_epoch
         self.save_step = options.save_step or self.eval_step
-        num_micro_batches = options.gradient_accumulation_steps * accelerator.num_processes
-        if (
-            job.collate.layout == "padded"
-        ):  # cut finer, sorted by length: 65 % padding in one piece, 12 % in 8
-            num_micro_batches *= max(
-                1, min(PADDED_PIECES, options.train_batch_size // (2 * num_micro_batches))
-            )
-        # constants of the run: kept when it continues on another world size
-        self.constants = {
-            "num_micro_batches": num_micro_batches,
-            "micro_batch_tokens": options.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type],
-        }
         self.step, self.best, self.evaluated, self.run_id = 0, None, {}, None
         if resumed:
             state = resumed.state
             self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
-            self.run_id, self.constants = state["run_id"], state["constants"]
+            self.run_id = state["run_id"]
         self.frozen, self.reached = self._freeze_unreached()
         if resumed:
             job.module.load_state_dict(resumed.parameters())
@@ -78,19 +62,7 @@ class TrainingLoop:
             self.trained.load_moments(resumed.moments(), self.step)
         self.term_weights = torch.tensor(list(job.module.term_weights.values()), device=accelerator.device)
         self.saved_step = self.step if resumed else -1
-
-    def batches(self, rank: int, world_size: int) -> StepBatches:
-        """The micro-batches of every step for one process."""
-        return StepBatches(
-            self.job.dataset,
-            self.order,
-            self.job.collate,
-            self.constants["num_micro_batches"],
-            self.constants["micro_batch_tokens"],
-            rank,
-            world_size,
-            self.job.transform,
-        )
+        self.counts: dict[str, float] = {}  # of the last step; "data/...": since the run began
 
     def run(self, stop: StopRequest) -> str:
         """Returns "" when all steps are done, else the reason of the stop."""
@@ -108,20 +80,14 @@ class TrainingLoop:
         )
         self.run_id = tracker.run_id
         progress = ProgressLine(self.total_steps, is_main=accelerator.is_main_process, start_step=self.step)
-        loader = self.batches(accelerator.process_index, accelerator.num_processes).loader(
-            self.step,
-            self.total_steps,
-            num_workers=options.num_workers,
-            timeout_s=options.hang_timeout_s / 2,  # the worker is named before this process is
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        shares, start_step = self.feed.shares(self.step, self.total_steps), self.step
         stop_reason, window = "", Window(self.job.module.term_weights)
         while self.step < self.total_steps and not stop_reason:
-            waiting_since = time.perf_counter()
             beat("fetch", self.step + 1)
-            micro_batches = next(loader)
-            window.wait_s += time.perf_counter() - waiting_since
-            stop_ranks = self._optimizer_step(micro_batches, window, bool(stop))
+            # before the first step the loader starts and fills: no sign that it cannot keep up
+            with window.waiting() if self.step > start_step else window.paused():
+                share = next(shares)
+            stop_ranks = self._optimizer_step(share, window, bool(stop))
             self.step += 1
             last = self.step == self.total_steps
             if self.step == 1:
@@ -149,12 +115,12 @@ class TrainingLoop:
         tracker.finish()
         return stop_reason
 
-    def _optimizer_step(
-        self, micro_batches: list[tuple[int, MicroBatch]], window: Window, stop: bool
-    ) -> list[int]:
-        """One optimizer step over this process's micro-batches; returns the processes asked to stop."""
+    def _optimizer_step(self, share: Share, window: Window, stop: bool) -> list[int]:
+        """One optimizer step over this process's share; returns the processes asked to stop."""
         accelerator, device, job = self.accelerator, self.accelerator.device, self.job
-        groups, totals = self._totals([batch for _, batch in micro_batches])
+        totals = add_up(accelerator, job.module, share, self.feed.is_even)
+        missing = totals.num_micro_batches - len(share.micro_batches)
+        micro_batches = share.micro_batches + [(0, self.feed.dummy())] * missing
         loss_sums = torch.zeros(len(job.module.term_weights), dtype=torch.float64, device=device)
         for i, (index, host_batch) in enumerate(micro_batches):
             batch = host_batch.to(device)
@@ -165,9 +131,7 @@ class TrainingLoop:
             with self.trained.micro_batch(is_last):
                 sums = self.trained(batch, targets)
                 weight = 0.0 if batch.is_dummy else 1.0
-                terms = torch.stack(
-                    [sums[t] / totals[groups.index(t.split("/")[0])] for t in job.module.term_weights]
-                )
+                terms = torch.stack([sums[t] / totals.denominators[t] for t in job.module.term_weights])
                 loss = (terms * weight) @ self.term_weights.to(terms.dtype)
                 beat("backward")
                 # times the processes: undoes the wrapper's mean over them
@@ -177,19 +141,20 @@ class TrainingLoop:
         if self._is_checked(self.step + 1):
             check_equal(accelerator, "gradient", self.trained.whole_gradients(), self.step + 1)
         grad_norm = self.trained.gradient_norm()
-        losses, bad_ranks, stop_ranks = self._agree(loss_sums, stop)
+        losses, bad_ranks, stop_ranks = agree(accelerator, job.module, loss_sums, stop)
         check_finite(losses, grad_norm, bad_ranks, self.step + 1)
         beat("optimize")
         self.rate = self._learning_rate()
         self.trained.step(grad_norm, self.rate)
-        window.add(losses, grad_norm, *totals[-2:].tolist())
+        self.counts = totals.counts()
+        window.add(losses, grad_norm, self.counts)
         return stop_ranks
 
     def _is_checked(self, step: int) -> bool:
         return step == 1 or step % self.options.checksum_step == 0
 
     def _progress(self) -> dict[str, float]:
-        values = {"epoch": self.step / self.order.steps_per_epoch, "learning_rate": self.rate}
+        values = {"epoch": self.step / self.feed.steps_per_epoch, "learning_rate": self.rate}
         if self.accelerator.device.type == "cuda":
             values["throughput/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
@@ -203,36 +168,6 @@ class TrainingLoop:
             peak=options.learning_rate,
             warmup_proportion=options.warmup_proportion,
             schedule=options.lr_schedule,
-        )
-
-    def _totals(self, micro_batches: list[MicroBatch]) -> tuple[list[str], Tensor]:
-        """Loss groups and, in that order, their denominators over the optimizer step; then token counts."""
-        counts: dict[str, float] = defaultdict(float)
-        for batch in micro_batches:
-            share = 0 if batch.is_dummy else 1
-            own = self.job.module.counts(batch) | {
-                "tokens": batch.num_tokens,
-                "computed": batch.num_computed_tokens,
-            }
-            for group, count in own.items():
-                counts[group] += share * count
-        beat("reduce")
-        values = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.accelerator.device)
-        return list(counts), self.accelerator.reduce(values, "sum").clamp(min=1)
-
-    def _agree(self, loss_sums: Tensor, stop: bool) -> tuple[dict[str, float], list[int], list[int]]:
-        """One reduction: losses of the step by term, processes with a non-finite one, those asked to stop."""
-        world_size = self.accelerator.num_processes
-        flags = loss_sums.new_zeros(2, world_size)
-        flags[0, self.accelerator.process_index] = (~loss_sums.isfinite()).any().double()
-        flags[1, self.accelerator.process_index] = float(stop)
-        vector = self.accelerator.reduce(torch.cat([loss_sums, flags.flatten()]), "sum").tolist()
-        names = list(self.job.module.term_weights)
-        bad, stopped = vector[len(names) : len(names) + world_size], vector[len(names) + world_size :]
-        return (
-            dict(zip(names, vector, strict=False)),
-            [rank for rank, flag in enumerate(bad) if flag],
-            [rank for rank, flag in enumerate(stopped) if flag],
         )
 
     def _evaluate(self) -> dict[str, float]:
@@ -256,7 +191,8 @@ class TrainingLoop:
             "best": self.best,
             "evaluated": self.evaluated,
             "needs": [self.best["step"]] if self.best and self.job.keep == "best" else [],
-            "constants": self.constants,
+            "constants": self.feed.constants,
+            "position": self.feed.position(),
             "run_id": self.run_id,
             "identity": self.folder.identity,
         }
@@ -267,8 +203,7 @@ class TrainingLoop:
 
     def _freeze_unreached(self) -> tuple[list[str], list[str]]:
         # one throw-away forward and backward on the unwrapped module
-        _, host_batch = self.batches(0, 1)[0][0]
-        batch = host_batch.to(self.accelerator.device)
+        batch = self.feed.probe().to(self.accelerator.device)
         module = self.job.module.to(self.accelerator.device)
         with autocast(self.accelerator):
             return module.freeze_unreached(module(batch, self.job.targets(batch)))

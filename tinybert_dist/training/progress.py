@@ -8,6 +8,9 @@ from typing import TextIO
 
 SHORT = {"loss/total": "loss", "loss/attention": "att", "loss/hidden": "hid", "loss/prediction": "pred"}
 
+MAX_WAIT_PCT = 20
+LOADER_BOUND = " (loader-bound: raise --num_workers)"
+
 
 class ProgressLine:
     """Rewrites one line on a terminal; elsewhere prints a plain line at most every `every_s` seconds, and the
@@ -70,7 +73,7 @@ def progress_text(values: Mapping[str, float]) -> str:
         ("grad_norm", lambda v: f"norm {v:.3g}"),
         ("throughput/tokens_per_s", lambda v: f"{readable_count(v)} tok/s"),
         ("throughput/padding_pct", lambda v: f"pad {v:.0f}%"),
-        ("throughput/data_wait_pct", lambda v: f"wait {v:.0f}%"),
+        ("throughput/data_wait_pct", lambda v: f"wait {v:.0f}%" + (LOADER_BOUND if v > MAX_WAIT_PCT else "")),
         ("throughput/memory_gib", lambda v: f"{v:.1f} GiB"),
     )
     return "  ".join(parts + [show(values[key]) for key, show in formats if key in values])

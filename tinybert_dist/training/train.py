@@ -61,7 +61,12 @@ def _train(
     _describe(job, loop, say)
     # signals are repeated, and launchers end what is left when one process died: not before it is recorded
     stop = until_recorded.enter_context(StopRequest(folder.path / "STOP", job.options.max_seconds))
-    if stop_reason := loop.run(stop):
+    stop_reason = loop.run(stop)
+    if bad_records := loop.counts.get("data/bad_records"):
+        say(
+            f"{job.stage}: {bad_records:,.0f} bad records passed over (the first of each kind is named above)"
+        )
+    if stop_reason:
         say(f"{job.stage}: stopped at step {loop.step} ({stop_reason}); the same command resumes")
         return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
     result = loop.evaluated
@@ -102,15 +107,12 @@ def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
 
 def _describe(job: Job, loop: TrainingLoop, say) -> None:
     trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
-    step_tokens = job.dataset.num_tokens * loop.order.batch_size // len(job.dataset)
     facts = {
         **job.facts,
-        "training rows": f"{len(job.dataset):,} ({job.dataset.num_tokens:,} tokens)",
+        **loop.feed.facts,
         "processes": f"{job.accelerator.num_processes} on {job.accelerator.device.type}, "
         f"{strategy_name(job.accelerator)}, {job.accelerator.precision} mixed precision",
-        "optimizer step": f"{loop.order.batch_size} examples in {loop.constants['num_micro_batches']}+ "
-        f"micro-batches, {job.collate.layout} rows, about {step_tokens:,} tokens",
-        "steps": f"{loop.total_steps:,} ({loop.order.steps_per_epoch:,} an epoch)",
+        "steps": f"{loop.total_steps:,} ({loop.feed.steps_per_epoch:,} an epoch)",
         "trained parameters": f"{trained:,}"
         + (f"; {len(loop.frozen)} tensors frozen" if loop.frozen else ""),
     }
