@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from tinybert_dist.config import HfArg, run_stage
+from tinybert_dist.config import HfArg, UserError, run_stage
 from tinybert_dist.data.corpus_part import Recipe
+from tinybert_dist.data.stream import Stream, open_stream
+from tinybert_dist.data.token_manifest import MANIFEST
+from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.options import DistillOptions
 from tinybert_dist.distill.teacher import Teacher
 from tinybert_dist.models import (
@@ -22,7 +26,7 @@ from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import encoder_outputs
 from tinybert_dist.training.run_folder import refuse_strangers_folder
-from tinybert_dist.training.strategy import on_main, start_accelerator
+from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.student import (
     check_same_vocabulary,
     continue_projections,
@@ -59,11 +63,16 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
         metadata={"nargs": "?", "const": True},
         help="for vocab.txt-only teachers: lower-case the text",
     )
-    prepare_workers: int = HfArg(default=1, help="processes that tokenise raw text")
+    streaming: bool = HfArg(
+        default=False,
+        help="train on raw text as it is read (file, folder, glob, URL, hub:NAME), without preparing it; "
+        "tokenised by --num_workers",
+    )
+    prepare_workers: int = HfArg(default=1, help="processes that tokenise raw text (not with --streaming)")
 
 
 def run(config: GeneralDistillConfig) -> dict[str, Any]:
-    """Prepares the corpus when needed, distils, writes the run folder; returns its outcome."""
+    """Prepares or streams the corpus, distils, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
     on_main(accelerator, refuse_strangers_folder, config.output_dir, "general_distill")
@@ -71,15 +80,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )
     check_same_vocabulary(tokenizer, config.student_model, config.teacher_model, config.do_lower_case)
-    dataset = open_corpus(
-        accelerator,
-        config.train_file_path,
-        Path(config.output_dir) / "tokens",
-        tokenizer,
-        Recipe(config.mode, config.max_seq_length, config.seed, config.text_column),
-        on_bad_record=config.on_bad_record,
-        num_workers=config.prepare_workers,
-    )
+    dataset = _open(config, accelerator, tokenizer)
     teacher = load_encoder(config.teacher_model)
     student = new_or_trained_student(
         config.student_model, teacher, config.seed, config.init_from_teacher_layers
@@ -98,7 +99,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
     collate = choose_collator(
         config.layout,
         [teacher, student],
-        dataset,
+        dataset.sample if isinstance(dataset, Stream) else dataset,
         tokenizer,
         max_length=config.max_seq_length,
         reference_averaging=config.reference_averaging,
@@ -126,6 +127,25 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
         )
     )  # fmt: skip
     return outcome
+
+
+def _open(
+    config: GeneralDistillConfig, accelerator: RunAccelerator, tokenizer: PreTrainedTokenizerBase
+) -> TokenDataset | Stream:
+    path, skips = config.train_file_path, config.on_bad_record
+    recipe = Recipe(config.mode, config.max_seq_length, config.seed, config.text_column)
+    if config.streaming:
+        if (Path(path) / MANIFEST).is_file():
+            raise UserError(
+                f"--streaming: {path} is prepared already (it holds {MANIFEST}); leave --streaming out."
+            )
+        if config.prepare_workers > 1:
+            accelerator.print("note: --prepare_workers does nothing with --streaming; --num_workers tokenise")
+        return on_main(accelerator, lambda: open_stream(path, tokenizer, recipe, on_bad_record=skips))
+    prepared, workers = Path(config.output_dir) / "tokens", config.prepare_workers
+    return open_corpus(
+        accelerator, path, prepared, tokenizer, recipe, on_bad_record=skips, num_workers=workers
+    )
 
 
 def main(argv: list[str] | None = None) -> Any:
