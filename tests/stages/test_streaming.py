@@ -110,7 +110,9 @@ def test_a_prepared_corpus_is_not_streamed(workspace, tmp_path):
 
 def test_a_dry_run_tells_what_would_be_streamed(workspace, corpus, tmp_path, capsys):
     assert distill(workspace, corpus, tmp_path / "run", dry_run=True)["outcome"] == "dry_run"
-    assert re.search(r"about 5\d\d \([\d,]+ tokens; estimated\), streamed from \d", capsys.readouterr().out)
+    output = capsys.readouterr().out
+    assert re.search(r"about 5\d\d \([\d,]+ tokens; estimated\), streamed from \d", output)
+    assert re.search(r"loader alone +[\d.]+[kM] real tokens/s with one core", output)
     assert not (tmp_path / "run").exists()
 
 

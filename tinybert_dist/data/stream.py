@@ -15,6 +15,7 @@ from tinybert_dist.data.corpus_pieces import assign
 from tinybert_dist.data.lanes import LANES
 from tinybert_dist.data.packing import Row
 from tinybert_dist.data.sources import Piece, Source, find_sources, read_sentences, split
+from tinybert_dist.data.storage import is_url
 from tinybert_dist.data.stream_lane import Reading
 from tinybert_dist.data.tables import open_parquet
 from tinybert_dist.data.text import BadRecords, format_suffix, is_compressed
@@ -24,6 +25,7 @@ from tinybert_dist.files import fingerprint
 
 LAW_VERSION = 1  # raise it when the same text would give another order
 MIN_PIECE_BYTES, MAX_PIECE_BYTES = 1 << 14, 1 << 18
+MAX_REMOTE_PIECE_BYTES = 1 << 23  # backends read megabytes ahead, which the next piece has no use for
 MAX_PIECES = 1 << 19
 PIECES_PER_LANE = 16
 SAMPLED_PIECES, SAMPLE_BYTES, SAMPLE_SENTENCES = 3, 1 << 17, 10_000
@@ -74,7 +76,12 @@ def open_stream(
     total_bytes = sum(source.size_bytes for source in sources)
     piece_bytes = min(MAX_PIECE_BYTES, max(MIN_PIECE_BYTES, total_bytes // (LANES * PIECES_PER_LANE)))
     piece_bytes = max(piece_bytes, total_bytes // MAX_PIECES)
-    pieces = [piece for source in sources for piece in _split(source, piece_bytes)]
+    remote_bytes = max(piece_bytes, min(MAX_REMOTE_PIECE_BYTES, total_bytes // LANES))
+    pieces = [
+        piece
+        for source in sources
+        for piece in _split(source, remote_bytes if is_url(source.path) else piece_bytes)
+    ]
     reading = Reading(WordPieces.of(tokenizer), recipe, recipe.seed, on_bad_record)
     rows, rows_per_byte = _sample(pieces, reading)
     if not rows:

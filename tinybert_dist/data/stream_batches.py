@@ -1,12 +1,13 @@
 """A stream's micro-batches: what one process computes in every step, and where its lanes stand after it."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.lanes import Turns, block_rows
 from tinybert_dist.data.order import cut
 from tinybert_dist.data.sources import Piece
-from tinybert_dist.data.stream_lane import Position, Reading, Rows
+from tinybert_dist.data.stream_lane import Lane, Position, Reading, Rows
 from tinybert_dist.data.stream_steps import LaneSteps
 from tinybert_dist.micro_batch import MicroBatch
 
@@ -36,7 +37,7 @@ class StreamBatches:
         positions: Mapping[int, Position] | None = None,
     ) -> None:
         self._lanes, self._reading, self._collate = lanes, reading, collate
-        self._turns = Turns(weights, batch_size, reading.seed)
+        self._turns, self._weights = Turns(weights, batch_size, reading.seed), weights
         self._block_rows = block_rows(weights)
         self._num_micro_batches, self._limits = num_micro_batches, (num_pieces, max_tokens)
         self._own = range(rank, num_micro_batches, world_size)
@@ -75,6 +76,16 @@ class StreamBatches:
             self.positions |= step.positions
             self._num_read |= step.num_read
             yield [batch for m in self._own for batch in self._cut(m, step.rows)]
+
+    def delivery_rate(self, seconds: float) -> float:
+        """Real tokens per second that one loader reads, tokenises and packs, measured for `seconds`."""
+        number = max(self.positions, key=self._weights.__getitem__, default=0)
+        lane = Lane(number, self._lanes[number], self._reading, self._block_rows, Position())
+        num_tokens, elapsed_s, started = 0, 0.0, time.perf_counter()
+        while elapsed_s < seconds and (rows := lane.take(self._block_rows)).lengths.size:
+            num_tokens += len(rows.input_ids)
+            elapsed_s = time.perf_counter() - started
+        return num_tokens / elapsed_s if num_tokens else 0.0
 
     def _cut(self, number: int, rows: Mapping[int, Rows]) -> Iterator[tuple[int, MicroBatch]]:
         every = self._num_micro_batches

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data.batches import StepBatches
+from tinybert_dist.data.batches import StepBatches, delivery_rate
 from tinybert_dist.data.order import Order
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
@@ -55,6 +55,10 @@ class Feed(Protocol):
 
     def position(self) -> Any:
         """What a checkpoint keeps to go on after the last share taken; JSON values. Collective."""
+        ...
+
+    def delivery_rate(self, seconds: float) -> float:
+        """Real tokens per second that a loader gets ready when it is alone, measured for `seconds`."""
         ...
 
 
@@ -120,3 +124,8 @@ class PreparedFeed:
     def position(self) -> None:
         """As Feed."""
         return None
+
+    def delivery_rate(self, seconds: float) -> float:
+        """As Feed: of this process's part of the steps."""
+        accelerator = self._job.accelerator
+        return delivery_rate(self._batches(accelerator.process_index, accelerator.num_processes), seconds)

@@ -109,3 +109,7 @@ class StreamFeed:
         for lane, position in self._batches.positions.items():
             table[lane] = torch.tensor(position)
         return accelerator.reduce(table.to(accelerator.device), "sum").tolist()
+
+    def delivery_rate(self, seconds: float) -> float:
+        """As Feed: of whole blocks of text."""
+        return self._batches.delivery_rate(seconds)

@@ -11,9 +11,12 @@ from tinybert_dist.training.health import StopRequest, TrainingFailed
 from tinybert_dist.training.heartbeat import beat, progress
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.loop import TrainingLoop
+from tinybert_dist.training.progress import readable_count
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.strategy import on_main, strategy_name
 from tinybert_dist.training.watchdog import Watchdog
+
+MEASURED_S = 1.0
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
     return newest
 
 
-def _describe(job: Job, loop: TrainingLoop, say) -> None:
+def _describe(job: Job, loop: TrainingLoop, say: Callable[..., None]) -> None:
     trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
     facts = {
         **job.facts,
@@ -116,6 +119,9 @@ def _describe(job: Job, loop: TrainingLoop, say) -> None:
         "trained parameters": f"{trained:,}"
         + (f"; {len(loop.frozen)} tensors frozen" if loop.frozen else ""),
     }
+    if job.options.dry_run:
+        rate = readable_count(loop.feed.delivery_rate(MEASURED_S))
+        facts["loader alone"] = f"{rate} real tokens/s with one core"
     width = max(map(len, facts))
     for name, value in facts.items():
         say(f"  {name:<{width}}  {value}")
