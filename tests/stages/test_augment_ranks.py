@@ -147,5 +147,6 @@ def test_launched_ranks_one_of_them_killed(tmp_path, model_dir, launch, monkeypa
     )
     assert (folder / OUTPUT).read_bytes() == (tmp_path / OUTPUT).read_bytes()
     both = launch("augment", *flags(config | {"output_dir": tmp_path / "both"}), num_processes=2).stdout
-    assert both.count("new rows beside 4096 originals") == 1 and "64 blocks for 2 processes" in both
+    # both may see the last block done, and join the same bytes
+    assert both.count("new rows beside 4096 originals") in {1, 2} and "64 blocks for 2 processes" in both
     assert (tmp_path / "both" / OUTPUT).read_bytes() == (tmp_path / OUTPUT).read_bytes()
