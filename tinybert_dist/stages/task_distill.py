@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tinybert_dist.config import HfArg, UserError, run_stage
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.labels import map_labels
-from tinybert_dist.data.task_tokens import prepare_rows
+from tinybert_dist.data.task_tokens import TrainingRows, prepare_rows
 from tinybert_dist.data.tasks import TaskData, TaskOptions, load_task
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.tokens import TokenDataset
@@ -125,11 +125,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     dataset = rows.dataset
     if accelerator.is_main_process:
         print(task.describe(), rows.description, *filter(None, [bad.summary()]), sep="\n")
-    inputs = pair.fingerprints() | {
-        "data_dir": fingerprint([task.fingerprint, rows.sources["train"]]),
-        "unlabelled_file_path": config.unlabelled_file_path and fingerprint(rows.sources["unlabelled"]),
-        "rows": dataset.fingerprint,
-    }
+    inputs = pair.fingerprints() | fingerprints_of(task, rows)
     facts = {
         "teacher": f"{config.teacher_model}: {count_parameters(pair.teacher):,} parameters",
         "student": f"{config.student_model}: {count_parameters(pair.student):,} parameters",
@@ -176,6 +172,16 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         )
     )  # fmt: skip
     return outcome
+
+
+def fingerprints_of(task: TaskData, rows: TrainingRows) -> dict[str, Any]:
+    """What identifies the data, by option name, and its rows."""
+    unlabelled = rows.sources.get("unlabelled")
+    return {
+        "data_dir": fingerprint([task.fingerprint, rows.sources["train"]]),
+        "unlabelled_file_path": unlabelled and fingerprint(unlabelled),
+        "rows": rows.dataset.fingerprint,
+    }
 
 
 def load_pair(config: TaskDistillConfig, task: TaskData) -> Pair:
