@@ -80,6 +80,38 @@ def workspace(tmp_path_factory, sentences) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def reference():
+    """What the original code computed, as arrays by name, and the facts beside them."""
+    import json
+
+    import numpy as np
+    import torch
+
+    folder = Path(__file__).parent / "fixtures" / "reference"
+    with np.load(folder / "reference_float64.npz") as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    return arrays, json.loads((folder / "reference.json").read_text())
+
+
+@pytest.fixture
+def student_folder(reference, tmp_path):
+    """A task student with 3 classes as the original code leaves it."""
+    from model_folders import weights_of, write_reference_folder
+
+    state = weights_of(reference, "student_cls")
+    return write_reference_folder(tmp_path / "student", state, reference[1]["student_config"])
+
+
+@pytest.fixture
+def general_folder(reference, tmp_path):
+    """A general student as the original code leaves it."""
+    from model_folders import weights_of, write_reference_folder
+
+    state = weights_of(reference, "student_pre")
+    return write_reference_folder(tmp_path / "general", state, reference[1]["student_config"])
+
+
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate_configs"
 
 

@@ -1,34 +1,23 @@
-import gzip
-import json
+"""Streamed text: its order, every row once, going on elsewhere, bad records, estimates."""
+
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
+from stream_runs import BATCH, epochs_of, lines_as_rows, rows_in, rows_of, run, stream_of, write
 from torch.utils.data import get_worker_info
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data import lanes as law
 from tinybert_dist.data import stream as streams
 from tinybert_dist.data import stream_lane
-from tinybert_dist.data.batches import Collator, WorkerFailed
-from tinybert_dist.data.corpus_part import Recipe
-from tinybert_dist.data.stream import open_stream
-from tinybert_dist.data.stream_batches import StreamBatches
+from tinybert_dist.data.batches import WorkerFailed
 from tinybert_dist.data.stream_lane import Lane, Position
 from tinybert_dist.models import load_tokenizer
-
-BATCH = 16
 
 
 @pytest.fixture(autouse=True)
@@ -58,93 +47,6 @@ def corpus(tmp_path, lines):
     write(folder / "b.txt.gz", lines[300:400])
     write(folder / "c.txt", lines[400:])
     return folder
-
-
-def write(path, lines):
-    path.parent.mkdir(exist_ok=True)
-    content = ("\n".join(lines) + "\n").encode() if lines else b""
-    if ".txt" not in path.name:
-        rows = [{"text": line} for line in lines if line]
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=40)
-            return
-        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if path.suffix == ".gz":
-        content = gzip.compress(content)
-    if path.suffix == ".zst":
-        content = zstandard.compress(content)
-    path.write_bytes(content)
-
-
-def stream_of(path, tokenizer, mode="line", on_bad_record="error", seed=7, length=32):
-    return open_stream(str(path), tokenizer, Recipe(mode, length, seed), on_bad_record=on_bad_record)
-
-
-def batches_of(
-    stream,
-    rank=0,
-    world_size=1,
-    positions=None,
-    num_micro_batches=4,
-    num_lanes=12,
-    batch_size=BATCH,
-    max_tokens=100,
-):
-    lanes, weights = stream.deal(num_lanes, stream.rows_per_byte)
-    limits = {"batch_size": batch_size, "num_micro_batches": num_micro_batches, "max_tokens": max_tokens}
-    place = {"rank": rank, "world_size": world_size, "positions": positions}
-    return StreamBatches(lanes, weights, stream.reading, Collator("packed", 0), **limits, **place)
-
-
-def run(stream, first_step, num_steps, world_size=1, workers=0, positions=None, **options):
-    """Micro-batches of every step by number, over all processes; positions after them; records read."""
-    steps = [{} for _ in range(first_step, num_steps)]
-    after, num_read = {}, np.zeros(2, int)
-    for rank in range(world_size):
-        batches = batches_of(stream, rank, world_size, positions, **options)
-        loader = batches.loader(first_step, num_steps, num_workers=workers)
-        for step, micro_batches in zip(steps, loader, strict=True):
-            for number, batch in micro_batches:
-                assert number not in step
-                step[number] = (batch.input_ids.tolist(), batch.token_type_ids.tolist())
-        assert not after.keys() & batches.positions.keys()
-        after |= batches.positions
-        num_read += batches.num_read
-    return steps, after, num_read
-
-
-def epochs_of(lane, num_epochs=1):
-    """A lane's rows, epoch by epoch."""
-    epochs = [[] for _ in range(num_epochs)]
-    while len((part := lane.take(1)).lengths):
-        epoch, piece, records, rows, *_ = lane.position
-        epoch -= rows == piece == records == 0  # it was the last row of an epoch
-        if epoch == num_epochs:
-            break
-        epochs[epoch].append(tuple(part.input_ids.tolist()))
-    return epochs
-
-
-def rows_of(stream, num_lanes=12):
-    """Rows of an epoch, lane by lane."""
-    lanes, _ = stream.deal(num_lanes, stream.rows_per_byte)
-    lanes = [Lane(number, pieces, stream.reading, 8, Position()) for number, pieces in enumerate(lanes)]
-    return [row for lane in lanes for row in epochs_of(lane)[0]]
-
-
-def rows_in(step, tokenizer):
-    """The rows of a step's micro-batches; [CLS] begins every one."""
-    rows = []
-    for ids, _ in step.values():
-        starts = [i for i, id_ in enumerate(ids[0]) if id_ == tokenizer.cls_token_id]
-        rows += [tuple(ids[0][a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
-    return rows
-
-
-def lines_as_rows(tokenizer, lines):
-    return [
-        tuple(tokenizer(line, truncation=True, max_length=32)["input_ids"]) for line in lines if line.strip()
-    ]
 
 
 # --- order --------------------------------------------------------------------------------------------------
@@ -191,6 +93,7 @@ def test_the_order_depends_on_the_seed_and_the_epoch(corpus, tokenizer):
 
 
 # --- every row once -----------------------------------------------------------------------------------------
+
 
 FORMS = {
     "text": ["a.txt"],
@@ -366,51 +269,3 @@ def test_rows_of_an_epoch_are_estimated(tmp_path, tokenizer, lines, names, monke
         write(tmp_path / "corpus" / name, list(share))
     stream = stream_of(tmp_path / "corpus", tokenizer)
     assert sum(stream.weights(stream.rows_per_byte)) == pytest.approx(len(rows_of(stream)), rel=0.25)
-
-
-@pytest.mark.parametrize(("files", "vocab"), [("en/en*", "bert-base-uncased"), ("zh/*", "bert-base-chinese")])
-def test_real_corpora(shared_data, monkeypatch, files, vocab):
-    monkeypatch.undo()
-    tokenizer = load_tokenizer(shared_data / "vocab" / vocab)
-    stream = stream_of(shared_data / "corpus" / files, tokenizer, "pairs")
-    monkeypatch.setattr(law, "MAX_BLOCK_ROWS", 512)
-    expected, _, _ = run(stream, 0, 10)
-    steps, positions, _ = run(stream, 0, 8, world_size=2, workers=1)
-    assert steps + run(stream, 8, 10, world_size=3, positions=positions)[0] == expected
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_text(tmp_path, sentences, workspace):
-    """Ten times the text, read as far: at most 5 % more."""
-    highest = []
-    for copies in (300, 3000):
-        with open(tmp_path / "corpus.txt", "w") as file:
-            for i in range(copies):
-                file.writelines(f"{sentence} {i}\n" for sentence in sentences)
-        command = [sys.executable, Path(__file__).with_name("stream_memory.py")]
-        command += [tmp_path / "corpus.txt", workspace / "vocab"]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        highest.append(int(output))
-    print(highest)
-    assert highest[1] <= 1.05 * highest[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("language", "vocab"), [("en", "bert-base-uncased"), ("zh", "bert-base-chinese")])
-def test_workers_do_the_work(shared_data, monkeypatch, language, vocab):
-    """Prints what the loader alone delivers from raw text; the main process only puts rows together."""
-    monkeypatch.undo()
-    tokenizer = load_tokenizer(shared_data / "vocab" / vocab)
-    stream = stream_of(shared_data / "corpus" / language, tokenizer, "pairs", length=128)
-    main_cpu_s = []
-    for workers in (0, 1, 2):
-        since, cpu_since = time.perf_counter(), time.process_time()
-        size = {"num_lanes": law.LANES, "num_micro_batches": 1, "batch_size": 256, "max_tokens": 16384}
-        batches = batches_of(stream, **size)
-        num_tokens = sum(
-            batch.num_tokens for step in batches.loader(0, 300, num_workers=workers) for _, batch in step
-        )
-        main_cpu_s.append(time.process_time() - cpu_since)
-        print(f"{language}, {workers} workers: {num_tokens / (time.perf_counter() - since):,.0f} tokens/s")
-    assert max(main_cpu_s[1:]) < 0.5 * main_cpu_s[0]
