@@ -21,8 +21,9 @@ LOSSES = {
     "scores_alone": ("general_distill", {"hidden_weight": 0, "embedding_weight": 0}),
     "bfloat16": ("general_distill", {"mixed_precision": "bf16"}),
     "predictions": ("task_distill", PREDICTIONS),
+    "labels": ("finetune_teacher", {"eval_step": 5}),
     # so small an epsilon that noise makes full steps: key biases, which no loss sees here, must not learn
-    "labels": ("finetune_teacher", {"eval_step": 5, "adam_epsilon": 1e-12}),
+    "noise": ("finetune_teacher", {"adam_epsilon": 1e-12, "eval_step": 20}),
 }
 # two trainings in one process, one after the other
 PRETRAINING = {"pretrain_steps": 4, "max_steps": 4}

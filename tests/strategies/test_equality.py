@@ -86,13 +86,13 @@ def test_every_loss_and_its_evaluation(campaign, stages, config, capsys):
         with capsys.disabled():
             print(f"\n{STRATEGIES[config]:17} {name:12} losses {difference:.1e}", end="")
         assert difference <= (BFLOAT16_TOLERANCE if name == "bfloat16" else LOSS_TOLERANCE)
-        if name != "bfloat16":
+        if name not in {"bfloat16", "noise"}:
             assert weight_difference(ours / name, plain / name) <= WEIGHT_TOLERANCE
-        if name in {"predictions", "labels"}:  # no scores in the loss: as the student brought them
+        if name == "noise":  # no scores in the loss: as the student brought them
             before = key_biases(stages["task_distill"]["student_model"])
             after = key_biases(ours / name)
             assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
-        if "eval_step" in changes:
+        if "eval_step" in changes and name != "noise":
             results = [read_json(folder / name / "eval_results.json") for folder in (ours, plain)]
             assert results[0]["step"] == results[1]["step"] and results[0]["score"] == results[1]["score"]
             scores = [[row.get("eval/score") for row in metrics(folder / name)] for folder in (ours, plain)]
