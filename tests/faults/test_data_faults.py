@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from command_lines import flags, general_distillation
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.tokens import TokenDataset
@@ -27,7 +28,7 @@ def prepared(workspace, sentences, tmp_path_factory):
         "max_seq_length": 32,
         "mode": "line",
     }
-    prepare_corpus.main([str(x) for name, value in options.items() for x in (f"--{name}", value)])
+    prepare_corpus.main(flags(options))
     return folder / "tokens"
 
 
@@ -37,16 +38,8 @@ def corpus(prepared, tmp_path):
 
 
 def arguments(workspace, corpus, output_dir):
-    options = {
-        "train_file_path": corpus,
-        "teacher_model": workspace / "teacher",
-        "student_model": workspace / "student.json",
-        "output_dir": output_dir,
-        "max_seq_len": 32,
-        "max_steps": 1,
-        "wandb_mode": "disabled",
-    }
-    return [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+    options = {"train_file_path": corpus, "max_seq_len": 32, "max_steps": 1, "wandb_mode": "disabled"}
+    return general_distillation(workspace, output_dir, **options)
 
 
 def shard_of(corpus):
