@@ -31,12 +31,20 @@ def test_any_world_size_computes_the_same_micro_batches(dataset, world_size):
         assert (
             len({len(share) for share in shares}) == 1
         )  # nobody waits for a micro-batch another does not have
+        assert sum(len(real(share)) for share in shares) == len(expected), "none on two processes"
         together = {}
         for share in shares:
             together |= real(share)
         assert together.keys() == expected.keys()
         for m, batch in expected.items():
             assert torch.equal(batch.input_ids, together[m].input_ids)
+
+
+def test_every_process_has_its_turn_with_the_shortest_rows(dataset):
+    ranks = steps_of(dataset, 4)
+    shares = [[[m for m, _ in batches[step]] for batches in ranks] for step in range(4)]
+    assert all(sorted(m for share in step for m in share) == [0, 1, 2, 3] for step in shares)
+    assert {step.index([0]) for step in shares} == {0, 1, 2, 3}
 
 
 def test_loader_starts_anywhere_and_does_not_depend_on_workers(dataset):

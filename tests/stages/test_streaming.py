@@ -134,6 +134,15 @@ def test_going_on_with_other_data_is_refused(workspace, corpus, tmp_path, change
         distill(workspace, moved, folder, **changes)
 
 
+def test_going_on_with_a_copy_of_the_text(workspace, corpus, undisturbed, tmp_path):
+    """As a job that was moved does, with the text on the disk of its machine."""
+    folder = tmp_path / "run"
+    distill(workspace, corpus, folder, max_seconds=1e-6)
+    shutil.copytree(corpus, tmp_path / "scratch")  # keeps the times of the files
+    assert distill(workspace, tmp_path / "scratch", folder)["outcome"] == "finished"
+    assert sha256_of(folder / "model.safetensors") == sha256_of(undisturbed / "model.safetensors")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_records_are_named_or_counted(workspace, corpus, tmp_path, workers, capsys):
     folder = tmp_path / "corpus"

@@ -110,7 +110,9 @@ class StepBatches(Dataset):
         self.dataset.read_ahead(self.order.upcoming_blocks(step))
         pieces = cut(self._lengths(step), self.num_micro_batches, self.max_tokens)
         per_rank = -(-len(pieces) // self.world_size)
-        mine = [self.rank + i * self.world_size for i in range(per_rank)]
+        # in turns: the pieces of short rows, which cost a loader most, are not always the same process's
+        first = (self.rank + step) % self.world_size
+        mine = range(first, per_rank * self.world_size, self.world_size)
         return [(m, self._micro_batch(step, rows, pieces[m] if m < len(pieces) else rows[:0])) for m in mine]
 
     def _lengths(self, step: int) -> np.ndarray:

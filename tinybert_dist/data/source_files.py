@@ -30,12 +30,14 @@ class Source:
 
     `path`: what is opened. `name`: relative to what the user gave; no machine path, no credentials.
     `size_bytes`: as stored, 0 where unknown. `version`: tells changed content without reading it.
+    `copied_version`: of a local file, what a copy that keeps its times (`cp -p`, `rsync -a`) has, too.
     """
 
     path: str
     name: str
     size_bytes: int
     version: str
+    copied_version: str = ""
 
 
 def find_sources(path: str | Path, what: str = "--train_file_path") -> list[Source]:
@@ -114,8 +116,9 @@ def _local(path: Path, name: str) -> Source:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Check the file, its link and its permissions.") from error
     # the time of change of the entry too: the other one can be set to anything
-    version = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-    return Source(str(path), name, stat.st_size, version)
+    copied_version = f"{stat.st_size}-{stat.st_mtime_ns}"
+    version = f"{copied_version}-{stat.st_ctime_ns}"
+    return Source(str(path), name, stat.st_size, version, copied_version)
 
 
 def _find_remote(url: str, what: str) -> list[Source]:

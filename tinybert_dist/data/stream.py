@@ -86,7 +86,7 @@ def open_stream(
     rows, rows_per_byte = _sample(pieces, reading)
     if not rows:
         raise UserError(f"{path}: no text in {len(sources)} files. Give files with one sentence per line.")
-    content = [(source.name, source.size_bytes, source.version) for source in sources]
+    content = [(s.name, s.size_bytes, s.copied_version or s.version) for s in sources]
     versions = [LAW_VERSION, RECIPE_VERSION, reading.word_pieces.fingerprint]
     sample = TokenDataset.from_rows([ids for ids, _ in rows], [segment_b for _, segment_b in rows])
     return Stream(pieces, reading, fingerprint([*versions, content]), sample, rows_per_byte)

@@ -56,7 +56,13 @@ class StreamBatches:
         return sum(records), sum(bad_records)
 
     def loader(
-        self, first_step: int, num_steps: int, *, num_workers: int, timeout_s: float = 300
+        self,
+        first_step: int,
+        num_steps: int,
+        *,
+        num_workers: int,
+        pin_memory: bool = False,
+        timeout_s: float = 300,
     ) -> Iterator[list[tuple[int, MicroBatch]]]:
         """Of steps [first_step, num_steps): micro-batches with their numbers; perhaps none.
 
@@ -75,7 +81,8 @@ class StreamBatches:
         for step in steps.loader(num_workers=num_workers, timeout_s=timeout_s):
             self.positions |= step.positions
             self._num_read |= step.num_read
-            yield [batch for m in self._own for batch in self._cut(m, step.rows)]
+            batches = [batch for m in self._own for batch in self._cut(m, step.rows)]
+            yield [(m, batch.pin_memory()) for m, batch in batches] if pin_memory else batches
 
     def delivery_rate(self, seconds: float) -> float:
         """Real tokens per second that one loader reads, tokenises and packs, measured for `seconds`."""

@@ -13,7 +13,7 @@ from tinybert_dist.config import UserError
 from tinybert_dist.data.token_manifest import MANIFEST, REBUILD
 from tinybert_dist.files import sha256_of
 
-COLUMN_TYPES = [(pa.list_(ids), pa.int32(), pa.float64()) for ids in (pa.uint16(), pa.uint32())]
+ID_TYPES = [pa.list_(pa.uint16()), pa.list_(pa.uint32())]
 
 
 class Shard:
@@ -47,9 +47,11 @@ class Shard:
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches, not 1")
         batch = reader.get_batch(0)
-        rows, segment_b, label = (batch.column(name) for name in ("input_ids", "segment_b", "label"))
-        if (rows.type, segment_b.type, label.type) not in COLUMN_TYPES or rows.null_count:
-            raise ValueError(f"columns of {rows.type}, {segment_b.type}, {label.type}")
+        rows, segment_b = batch.column("input_ids"), batch.column("segment_b")
+        label = batch.column("label") if "label" in batch.schema.names else pa.nulls(0, pa.float64())
+        types = segment_b.type, label.type
+        if rows.type not in ID_TYPES or types != (pa.int32(), pa.float64()) or rows.null_count:
+            raise ValueError(f"columns of {rows.type}, {types[0]}, {types[1]}")
 
         def view(buffer: pa.Buffer, dtype: Any, count: int) -> np.ndarray:
             # an array of Arrow's, kept for this, would take a kilobyte

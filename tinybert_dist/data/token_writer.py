@@ -76,13 +76,13 @@ class TokenWriter:
         np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
         values = np.concatenate(self._ids)
         assert values.size == 0 or values.max() < self.vocab_size, f"id {values.max()} of {self.vocab_size}"
-        batch = pa.record_batch(
-            {
-                "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
-                "segment_b": pa.array(self._segment_b, pa.int32()),
-                "label": pa.array(self._labels, pa.float64()),
-            }
-        )
+        columns = {
+            "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
+            "segment_b": pa.array(self._segment_b, pa.int32()),
+        }
+        if any(label is not None for label in self._labels):
+            columns["label"] = pa.array(self._labels, pa.float64())
+        batch = pa.record_batch(columns)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)

@@ -1,7 +1,8 @@
 """Token shards: rows of ids in memory-mapped Arrow files, with a manifest that is written last.
 
 A folder holds `tokens-NNNNN.arrow` (one record batch each: input_ids list<uint16|uint32>, segment_b int32,
-label float64) and `manifest.json` with what each shard holds and its sha256. No manifest: no dataset.
+where a row has one label float64) and `manifest.json` with what each shard holds and its sha256. No manifest:
+no dataset.
 """
 
 import hashlib

@@ -81,7 +81,11 @@ class StreamFeed:
         """As Feed."""
         options = self._job.options
         loader = self._batches.loader(
-            first_step, num_steps, num_workers=options.num_workers, timeout_s=options.hang_timeout_s / 2
+            first_step,
+            num_steps,
+            num_workers=options.num_workers,
+            pin_memory=self._job.accelerator.device.type == "cuda",
+            timeout_s=options.hang_timeout_s / 2,
         )
         try:
             for micro_batches in loader:
