@@ -70,13 +70,12 @@ def test_rows_outside_are_refused(folder, rows):
     assert len(TokenDataset.open(folder).fetch([])) == 0
 
 
-def test_from_rows_and_concat_hold_the_same_rows(tmp_path, folder):
+def test_rows_in_memory_are_as_those_of_a_folder(folder):
     rows, segment_b = make_rows()
     memory = TokenDataset.from_rows(rows, segment_b, [0.5] * 100)
-    both = TokenDataset.concat([TokenDataset.open(folder), memory])
-    assert len(both) == 200 and both.header["parts"] == [{"mode": "pairs"}, {}]
-    assert both.fetch([150])[0].input_ids.tolist() == rows[50] == both.fetch([50])[0].input_ids.tolist()
-    assert both.fetch([150])[0].label == 0.5 and both.fetch([50])[0].label is None
+    assert memory.fetch([50])[0].input_ids.tolist() == rows[50]
+    assert TokenDataset.open(folder).fetch([50])[0].input_ids.tolist() == rows[50]
+    assert memory.fetch([50])[0].label == 0.5 and TokenDataset.open(folder).fetch([50])[0].label is None
     assert len(TokenDataset.from_rows([], [])) == 0
 
 
@@ -99,16 +98,12 @@ def test_the_fingerprint_is_of_the_content_not_of_the_path(tmp_path, folder):
 def test_what_is_asked_about_rows_is_read_from_their_shards(tmp_path, monkeypatch):
     rows, segment_b = make_rows()
     labels = [None if i % 3 else float(i) for i in range(100)]
-    write(tmp_path / "a", rows[:40], segment_b[:40], labels[:40], rows_per_shard=7)
-    write(tmp_path / "b", rows[40:], segment_b[40:], rows_per_shard=30)
+    labels[40:] = [None] * 60  # the shards from there on have no column of labels
+    folder = write(tmp_path / "a", rows, segment_b, labels, rows_per_shard=7)
     shuffled = np.random.default_rng(2).permutation(100)
-    expected = np.array([math.nan if label is None else label for label in labels[:40]] + [math.nan] * 60)
+    expected = np.array([math.nan if label is None else label for label in labels])
     lengths = np.array([len(ids) for ids in rows])
-    parts = [TokenDataset.open(tmp_path / name) for name in "ab"]
-    for dataset in (
-        TokenDataset.concat(parts),
-        TokenDataset.from_rows(rows, segment_b, labels[:40] + [None] * 60),
-    ):
+    for dataset in (TokenDataset.open(folder), TokenDataset.from_rows(rows, segment_b, labels)):
         assert dataset.has_labels and dataset.max_length == lengths.max()
         np.testing.assert_array_equal(dataset.labels_of(shuffled), expected[shuffled])
         np.testing.assert_array_equal(dataset.labels, expected)
@@ -120,7 +115,6 @@ def test_what_is_asked_about_rows_is_read_from_their_shards(tmp_path, monkeypatc
             found.tolist() == lengths[np.concatenate([np.arange(b.start, b.stop) for b in blocks])].tolist()
         )
         dataset.read_ahead(blocks)
-    assert [part.has_labels for part in parts] == [True, False] and parts[1].labels is None
     for asked in ([100], [-1]):
         for method in (dataset.lengths_of, dataset.labels_of):
             with pytest.raises(IndexError):

@@ -114,18 +114,6 @@ class TokenDataset:
             digest.update(b"none" if array is None else array.tobytes())
         return cls([Shard(values, offsets, starts, values_f64)], {}, digest.hexdigest()[:16])
 
-    @classmethod
-    def concat(cls, datasets: Sequence["TokenDataset"]) -> "TokenDataset":
-        """One dataset after the other. The header keeps what all agree on, and all of them under "parts"."""
-        assert datasets, "nothing to concatenate"
-        if len(datasets) == 1:
-            return datasets[0]
-        first = datasets[0].header
-        header = {k: v for k, v in first.items() if all(k in d.header and d.header[k] == v for d in datasets)}
-        header["parts"] = [dataset.header for dataset in datasets]
-        shards = [shard for dataset in datasets for shard in dataset._shards]
-        return cls(shards, header, fingerprint([dataset.fingerprint for dataset in datasets]))
-
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
