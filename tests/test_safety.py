@@ -16,7 +16,8 @@ from tinybert_dist.config import UserError
 from tinybert_dist.data.glue import is_glue
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.files import sha256_of
-from tinybert_dist.stages import augment, evaluate, general_distill, pipeline, task_distill
+from tinybert_dist.pipeline.recipe import read_recipe
+from tinybert_dist.stages import augment, evaluate, general_distill, task_distill
 from tinybert_dist.training.checkpoint import FILES, Checkpoints
 from tinybert_dist.training.student import new_or_trained_student
 from tinybert_dist.training.tracking import Tracker
@@ -282,5 +283,5 @@ def test_a_stages_name_is_no_path(tmp_path, capsys):
             cli.main([name])
         (tmp_path / "recipe.yaml").write_text(f"stages: [{{name: ../x, stage: {name}, args: {{}}}}]\n")
         with pytest.raises(UserError, match="there is no stage"):
-            pipeline.read_recipe(tmp_path / "recipe.yaml")
+            read_recipe(tmp_path / "recipe.yaml")
     assert not (tmp_path / "executed").exists()
