@@ -1,6 +1,10 @@
 """Recipes of tests."""
 
+from pathlib import Path
+
 import yaml
+
+RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
 
 
 def write_recipe(folder, **content):

@@ -1,18 +1,20 @@
-import json
+import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from command_lines import general_distillation
 from recipe_files import write_recipe
 
-from tinybert_dist import cli
 from tinybert_dist.config import UserError
+from tinybert_dist.files import read_json
+from tinybert_dist.pipeline.plan import make_plan
 from tinybert_dist.pipeline.processes import reset_process
 from tinybert_dist.pipeline.recipe import Recipe, Step, read_recipe
-from tinybert_dist.pipeline.run import command_of, run
-from tinybert_dist.stages import pipeline
+from tinybert_dist.pipeline.run import LAUNCHED_STAGES, command_of, run
+from tinybert_dist.stages import collect_docs, pipeline
 
-RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
 COLLECT = {"packages": ["pandas", "networkx"], "max_files_per_package": 60, "max_texts_per_class": 200}
 COLLECT |= {"vocab_size": 600, "num_workers": 1, "output_dir": "${data}"}
 
@@ -27,39 +29,32 @@ def test_missing_and_broken_files_are_named(tmp_path, capsys):
         read_recipe(tmp_path / "broken.yaml")
 
 
-def test_runs_in_order_and_a_second_time_finds_everything_finished(tmp_path, capsys):
-    stages = [
-        {"name": "first", "stage": "collect_docs", "args": COLLECT},
-        {"name": "again", "stage": "collect_docs", "args": COLLECT},
-    ]
-    path = write_recipe(tmp_path, data=str(tmp_path / "data"), stages=stages)
-    pipeline.main([str(path), "--dry_run"])
-    assert not (tmp_path / "data").exists()
-    assert "-m tinybert_dist.stages.collect_docs" in capsys.readouterr().out
-    pipeline.main([str(path)])
-    output = capsys.readouterr().out
-    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["labels"] == ["networkx", "pandas"]
-    places = [
-        output.index(text) for text in ("1 of 2: first", "wrote", "2 of 2: again", "up to date", "finished")
-    ]
-    assert places == sorted(places)
-    seconds = run(read_recipe(path))
-    assert list(seconds) == ["first", "again"]
-    assert capsys.readouterr().out.count("up to date") == 2
-
-
 def test_a_failing_stage_stops_the_pipeline(tmp_path, capsys):
+    never = {**COLLECT, "output_dir": "${data}_2"}
     stages = [
         {"name": "bad", "stage": "collect_docs", "args": {**COLLECT, "num_labelled": 0}},
-        {"name": "never", "stage": "collect_docs", "args": COLLECT},
+        {"name": "never", "stage": "collect_docs", "args": never},
     ]
     path = write_recipe(tmp_path, data=str(tmp_path / "data"), stages=stages)
     with pytest.raises(SystemExit) as stop:
         pipeline.main([str(path)])
     assert stop.value.code == 2
-    errors = capsys.readouterr().err
-    assert "--num_labelled 0" in errors and "stage bad failed with exit code 2" in errors
-    assert not (tmp_path / "data").exists()
+    printed = capsys.readouterr()
+    assert "--num_labelled 0" in printed.err and "stage bad failed with exit code 2" in printed.err
+    assert "2 of 2: never" not in printed.out
+    assert not (tmp_path / "data").exists() and not (tmp_path / "data_2").exists()
+
+
+def test_documentation_is_collected_again_when_the_packages_are_others(tmp_path, capsys, monkeypatch):
+    stages = [{"name": "data", "stage": "collect_docs", "args": COLLECT}]
+    path = write_recipe(tmp_path, data=str(tmp_path / "data"), stages=stages)
+    pipeline.main([str(path)])
+    assert read_json(tmp_path / "data" / "manifest.json")["labels"] == ["networkx", "pandas"]
+    pipeline.main([str(path)])
+    assert "0 of 1 steps to run" in capsys.readouterr().out
+    monkeypatch.setitem(collect_docs.DISTRIBUTIONS, "pandas", "numpy")  # whose version is another one
+    pipeline.main([str(path), "--dry_run"])
+    assert f"package pandas: {version('pandas')} -> {version('numpy')}" in capsys.readouterr().out
 
 
 def test_a_misspelt_option_is_found_before_the_first_stage_starts(tmp_path, capsys):
@@ -72,30 +67,56 @@ def test_a_misspelt_option_is_found_before_the_first_stage_starts(tmp_path, caps
     assert "stage bad cannot take these options" in capsys.readouterr().err
 
 
-def test_the_launcher_starts_training_stages_only(tmp_path, capfd):
-    data = Step("data", "collect_docs", ["--output_dir", str(tmp_path), "--dry_run"])
-    train = Step("train", "task_distill", ["--flag"])
-    launcher = [sys.executable, "-c", "import sys; print('launched', sys.argv[1:]); sys.exit(3)"]
+def test_the_launcher_starts_the_stages_that_work_on_several_processes(workspace, tmp_path, capfd):
+    data = Step("data", "collect_docs", ["--output_dir", str(tmp_path / "data"), "--dry_run"])
+    train = Step("train", "general_distill", general_distillation(workspace, tmp_path / "student"))
+    launcher = [sys.executable, "-c", "import sys; print('launched', sys.argv[1:4]); sys.exit(3)"]
     assert command_of(data, launcher)[:2] == ["python", "-m"]
     with pytest.raises(SystemExit) as stop:
-        run(Recipe("r", [data, train]), launcher)
+        run(make_plan(Recipe("r", [data])), launcher)
+    assert stop.value.code == 1
+    printed = capfd.readouterr()
+    assert "would read" in printed.out and "stage data ended, but" in printed.err  # nothing was written
+    with pytest.raises(SystemExit) as stop:
+        run(make_plan(Recipe("r", [train])), launcher)
     assert stop.value.code == 3
     output = capfd.readouterr().out
-    assert "would read" in output
-    assert "launched ['-m', 'tinybert_dist.stages.task_distill', '--flag']" in output
+    assert "launched ['-m', 'tinybert_dist.stages.general_distill', '--train_file_path']" in output
     with pytest.raises(UserError, match="no_such_program"):
-        run(Recipe("r", [train]), ["no_such_program"])
+        run(make_plan(Recipe("r", [train])), ["no_such_program"])
+
+
+def test_every_stage_that_heeds_its_rank_is_launched():
+    """RANK and WORLD_SIZE, or a training accelerator, make a stage one of several processes."""
+    folder = Path(pipeline.__file__).parent
+    several = {
+        path.stem
+        for path in folder.glob("*.py")
+        if re.search(r"WORLD_SIZE|start_accelerator\(", path.read_text(encoding="utf-8"))
+    }
+    assert several == LAUNCHED_STAGES
 
 
 @pytest.mark.parametrize("folder", [".", "pretrained"])
-def test_an_interrupted_stage_is_not_taken_for_a_finished_one(tmp_path, capfd, folder):
-    (tmp_path / folder).mkdir(exist_ok=True)
-    file = str(tmp_path / folder / "outcome.json")
-    outcome = f"import json; json.dump({{'outcome': 'interrupted'}}, open({file!r}, 'w'))"
-    train = Step("train", "task_distill", ["--output_dir", str(tmp_path)])
+def test_an_interrupted_stage_is_not_taken_for_a_finished_one(workspace, tmp_path, capfd, folder):
+    out = tmp_path / "out"
+    write_outcome = (
+        "import json, pathlib, sys; "
+        f"folder = pathlib.Path({str(out / folder)!r}); folder.mkdir(parents=True, exist_ok=True); "
+        "json.dump({'outcome': 'interrupted'}, open(folder / 'outcome.json', 'w'))"
+    )
+    train = Step("train", "general_distill", general_distillation(workspace, out))
     never = Step("never", "collect_docs", ["--output_dir", str(tmp_path / "never"), "--num_labelled", "0"])
-    seconds = run(Recipe("r", [train, never]), [sys.executable, "-c", outcome])
-    assert list(seconds) == ["train"]
+    plan = make_plan(Recipe("r", [train, never]))
+    assert list(run(plan, [sys.executable, "-c", write_outcome])) == ["train"]
+    assert "train was interrupted" in capfd.readouterr().out
+    assert [p.decision.action for p in make_plan(Recipe("r", [train, never])).steps] == ["resume", "run"]
+
+
+def test_signals_that_come_before_the_end_are_an_interruption(workspace, tmp_path, capfd):
+    ask = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    train = Step("train", "general_distill", general_distillation(workspace, tmp_path / "out"))
+    assert list(run(make_plan(Recipe("r", [train])), [sys.executable, "-c", ask])) == ["train"]
     assert "train was interrupted" in capfd.readouterr().out
 
 
@@ -110,18 +131,3 @@ def test_stages_start_without_the_state_of_the_one_before():
         and not PartialState._shared_state
         and not GradientState._shared_state
     )
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_name_known_stages_options_and_files(path):
-    import importlib
-
-    recipe = read_recipe(path)
-    for step in recipe.steps:
-        assert step.stage in cli.stage_names()
-        module = importlib.import_module(f"tinybert_dist.stages.{step.stage}")
-        with pytest.raises(SystemExit) as stop:
-            module.main([*step.argv, "--print_config"])
-        assert stop.value.code == 0, f"{path.name}: {step.name}"
-        for value in step.argv:
-            assert not value.startswith(str(RECIPES)) or Path(value).is_file(), value

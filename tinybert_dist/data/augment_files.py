@@ -100,13 +100,18 @@ def path_source(
         raise UserError(
             f"--data_path {path}: no such file ({file.name}); one file is augmented. Give its path."
         )
-    stem = f"{(file.with_suffix('') if file.suffix.lower() in COMPRESSION else file).stem}_aug"
+    stem = output_stem(file)
     if format_suffix(file) not in ROW_FORMATS:
         return Source(file, _lines_layout(file, unlabelled), stem, ".txt", unlabelled)
     if unlabelled and text is None:
         raise UserError(f"--unlabelled: {file} is a table. Name the column of its text with --text_column.")
     spec = table_layout(file.name, {}, file, text, pair, text if unlabelled else label or text)
     return Source(file, spec, stem, ".txt" if unlabelled else ".tsv", unlabelled)
+
+
+def output_stem(file: Path) -> str:
+    """What the augmented rows of a file are called, without extension."""
+    return f"{(file.with_suffix('') if file.suffix.lower() in COMPRESSION else file).stem}_aug"
 
 
 def _lines_layout(file: Path, unlabelled: bool) -> TaskSpec:

@@ -1,49 +1,63 @@
-"""Runs the steps of a recipe in order."""
+"""Runs the steps of a plan that are due, one after the other."""
 
-import contextlib
-import io
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from tinybert_dist.config import redact
-from tinybert_dist.files import read_json
-from tinybert_dist.pipeline.processes import run_here, run_launched, stage_main
-from tinybert_dist.pipeline.recipe import Recipe, Step
+from tinybert_dist.pipeline.plan import Plan, Planned
+from tinybert_dist.pipeline.processes import run_here, run_launched
+from tinybert_dist.pipeline.recipe import Step
+from tinybert_dist.pipeline.show import banner, renamed_lines, summary
 
 # the stages that train or compute on several processes; the others run in this one
-LAUNCHED_STAGES = {"finetune_teacher", "general_distill", "task_distill", "evaluate"}
+LAUNCHED_STAGES = {
+    "augment", "evaluate", "finetune_teacher", "general_distill", "prepare_corpus", "task_distill",
+}  # fmt: skip
 
 
-def run(recipe: Recipe, launcher: Sequence[str] = (), dry_run: bool = False) -> dict[str, float]:
-    """Runs the steps in order; returns seconds per step. A step that fails ends it with SystemExit."""
+def run(plan: Plan, launcher: Sequence[str] = ()) -> dict[str, float]:
+    """Runs what is due; returns seconds per step. A step that fails ends it with SystemExit."""
     started_at = time.monotonic()
     seconds: dict[str, float] = {}
-    for i, step in enumerate(recipe.steps):
-        command = command_of(step, launcher)
-        _banner(f"{recipe.name}: {i + 1} of {len(recipe.steps)}: {step.name}", time.monotonic() - started_at)
-        print("  " + redact(shlex.join(command)), flush=True)
-        if dry_run:
+    for i, planned in enumerate(plan.steps):
+        step = planned.step
+        if not planned.is_due:
             continue
+        banner(
+            f"{plan.recipe.name}: {i + 1} of {len(plan.steps)}: {step.name}", time.monotonic() - started_at
+        )
+        for line in renamed_lines(prepare(planned)):
+            print(line)
+        command = command_of(step, launcher)
+        print("  " + redact(shlex.join(command)), flush=True)
         step_started_at = time.monotonic()
         code = run_launched(command) if _is_launched(step, launcher) else run_here(step)
         seconds[step.name] = time.monotonic() - step_started_at
-        if code:
+        missing = planned.outputs.missing()
+        if code is None or (not code and missing and missing.endswith(": interrupted")):
+            print(f"pipeline: stage {step.name} was interrupted; run the same command to go on")
+            return seconds
+        if code or missing:
+            how = f"failed with exit code {code}" if code else f"ended, but {missing}"
             print(
-                f"pipeline: stage {step.name} failed with exit code {code}. "
+                f"pipeline: stage {step.name} {how}. "
                 "Correct what it says above and run the same command: finished stages are not repeated.",
                 file=sys.stderr,
                 flush=True,
             )
-            raise SystemExit(code)
-        if code is None or _was_interrupted(step):
-            print(f"pipeline: stage {step.name} was interrupted; run the same command to go on")
-            return seconds
-    if not dry_run:
-        _summary(recipe, seconds)
+            raise SystemExit(code or 1)
+        planned.outputs.finish()
+    summary(plan, seconds)
     return seconds
+
+
+def prepare(planned: Planned) -> list[tuple]:
+    """Sets aside what other inputs have given, and records what is about to run; returns what was renamed."""
+    renamed = planned.outputs.set_aside() if planned.decision.aside else []
+    planned.outputs.start(planned.record)
+    return renamed
 
 
 def command_of(step: Step, launcher: Sequence[str] = ()) -> list[str]:
@@ -52,36 +66,5 @@ def command_of(step: Step, launcher: Sequence[str] = ()) -> list[str]:
     return [*start, "-m", f"tinybert_dist.stages.{step.stage}", *step.argv]
 
 
-def check_options(step: Step) -> None:
-    """SystemExit if the stage cannot take them: before hours of the steps in front of it, not after them."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            stage_main(step)([*step.argv, "--print_config"])
-    except SystemExit as stop:
-        if stop.code:
-            print(f"pipeline: stage {step.name} cannot take these options; nothing was run", file=sys.stderr)
-            raise
-
-
 def _is_launched(step: Step, launcher: Sequence[str]) -> bool:
     return bool(launcher) and step.stage in LAUNCHED_STAGES
-
-
-def _was_interrupted(step: Step) -> bool:
-    # an interrupted stage exits with 0; what follows must not take its half for the whole
-    options = dict(zip(step.argv, step.argv[1:], strict=False))
-    if "--output_dir" not in options:
-        return False
-    folder = Path(options["--output_dir"])
-    outcomes = [run / "outcome.json" for run in (folder, folder / "pretrained")]
-    return any(file.is_file() and read_json(file).get("outcome") == "interrupted" for file in outcomes)
-
-
-def _banner(title: str, elapsed_s: float) -> None:
-    print(f"\n==== {title} {'=' * max(4, 76 - len(title))} {elapsed_s:.0f} s", flush=True)
-
-
-def _summary(recipe: Recipe, seconds: dict[str, float]) -> None:
-    _banner(f"{recipe.name}: finished", sum(seconds.values()))
-    for name, taken in seconds.items():
-        print(f"  {name:<24}{taken:>8.1f} s", flush=True)

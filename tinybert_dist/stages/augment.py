@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
 from tinybert_dist.data.augment_blocks import Blocks, ParquetRows, TsvRows
-from tinybert_dist.data.augment_files import Source, block_size, cut, glue_source, path_source
+from tinybert_dist.data.augment_files import Source, block_size, cut, glue_source, output_stem, path_source
 from tinybert_dist.data.augmentation import CandidateFinder, Draws, augment_block, sum_up
 from tinybert_dist.data.masked_words import MaskedWords
 from tinybert_dist.data.segmenters import SEGMENTERS
@@ -159,6 +159,17 @@ def _plan(config: AugmentConfig, bad: BadRecords) -> Plan:
     suffix = source.output_suffix if config.output_format == "tsv" else ""
     output = Path(config.output_dir or source.file.parent) / f"{source.output_stem}{suffix}"
     return Plan(source, num_examples, draws, output, block_size(num_examples))
+
+
+def outputs(config: AugmentConfig) -> list[str]:
+    """Of a pipeline: the file or folder of the augmented rows, whose extension the data decide."""
+    given = Path(config.data_path or Path(str(config.glue_dir), str(config.task_name)))
+    if config.data_path is None and not given.is_dir():
+        given = given.parent
+    # of a folder the train file
+    is_file = config.data_path is not None and bool(given.suffix) and not given.is_dir()
+    folder, stem = (given.parent, output_stem(given)) if is_file else (given, "train_aug")
+    return [str(Path(config.output_dir or folder) / f"{stem}*")]
 
 
 def _augment(

@@ -209,6 +209,12 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
     return versions
 
 
+def unnamed_inputs(config: CollectDocsConfig) -> dict[str, Any]:
+    """Of a pipeline: the versions of the packages that are read."""
+    versions = _versions(config.packages).items()
+    return {"rules": RULES, **{f"package {name}": version for name, version in versions}}
+
+
 def _key(config: CollectDocsConfig) -> dict[str, Any]:
     options = dataclasses.asdict(config)
     for name in ("output_dir", "on_bad_record", "dry_run", "num_workers", "seed"):

@@ -17,6 +17,7 @@ from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.models import load_tokenizer
 
+UPDATES_IN_PLACE = True  # pieces that have not changed are not tokenised again
 SAMPLE_SENTENCES, MAX_SAMPLE_CHARS = 4000, 10_000
 
 

@@ -88,6 +88,11 @@ def run(config: ReportConfig) -> dict[str, Any]:
     return card
 
 
+def outputs(config: ReportConfig) -> list[str]:
+    """Of a pipeline: the three files, in a folder that may hold everything else, too."""
+    return [os.path.join(config.output_dir, name) for name in ("report.json", "report.md", "report.png")]
+
+
 def main(argv: Sequence[str] | None = None) -> Any:
     """Command line."""
     return run_stage(run, ReportConfig, argv)
