@@ -102,7 +102,7 @@ def test_a_recipe_may_change_another(tmp_path):
     path = write_recipe(tmp_path, base="four.yaml", name="six", output_dir="six")
     recipe = read_recipe(path)
     assert (recipe.name, recipe.output_dir) == ("six", "six")
-    assert recipe.steps[0].stage == "collect_docs" and recipe.steps[0].slurm == {"nodes": 1}
+    assert recipe.steps[0].stage == "collect_docs" and recipe.steps[0].slurm == {"nodes": "1", "env": {}}
     with pytest.raises(UserError, match=r"none\.yaml: No such file"):
         read_recipe(write_recipe(tmp_path, base="none.yaml"))
 
