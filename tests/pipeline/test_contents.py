@@ -22,6 +22,7 @@ def folder(tmp_path):
         "deep/er/text.txt",
         ".hidden/x",
         ".state.json",
+        "wandb/offline-run-1/log",
         "dev.tsv.before-1",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from tinybert_dist.pipeline.recipe import Recipe, Step, read_recipe
 from tinybert_dist.pipeline.run import LAUNCHED_STAGES, command_of, run
 from tinybert_dist.stages import collect_docs, pipeline
 
+ROOT = Path(__file__).resolve().parents[2]
 COLLECT = {"packages": ["pandas", "networkx"], "max_files_per_package": 60, "max_texts_per_class": 200}
 COLLECT |= {"vocab_size": 600, "num_workers": 1, "output_dir": "${data}"}
 
@@ -86,15 +87,12 @@ def test_the_launcher_starts_the_stages_that_work_on_several_processes(workspace
         run(make_plan(Recipe("r", [train])), ["no_such_program"])
 
 
-def test_every_stage_that_heeds_its_rank_is_launched():
-    """RANK and WORLD_SIZE, or a training accelerator, make a stage one of several processes."""
-    folder = Path(pipeline.__file__).parent
-    several = {
-        path.stem
-        for path in folder.glob("*.py")
-        if re.search(r"WORLD_SIZE|start_accelerator\(", path.read_text(encoding="utf-8"))
-    }
-    assert several == LAUNCHED_STAGES
+def test_a_launcher_and_a_job_start_the_same_stages_on_several_processes():
+    script = ROOT / "launch" / "slurm" / "stage.sbatch"
+    if not script.is_file():
+        pytest.skip("needs launch/slurm/stage.sbatch")
+    cases = re.findall(r"^([a-z_ |]+)\) START=(?:launcher|share)\b", script.read_text(), re.M)
+    assert {stage.strip() for case in cases for stage in case.split("|")} == LAUNCHED_STAGES
 
 
 @pytest.mark.parametrize("folder", [".", "pretrained"])

@@ -15,8 +15,8 @@ from tinybert_dist.files import sha256_of
 
 WHOLE_BYTES = 1 << 30  # of larger files size, time of change and evenly spread blocks
 NUM_BLOCKS, BLOCK_BYTES = 64, 1 << 16
-# what has been set aside, and what nobody means as data
-NEVER = (".*", "*.before-[0-9]*")
+# hidden files, what has been set aside, and what augment logs beside its data
+NEVER = (".*", "*.before-[0-9]*", "wandb")
 
 
 class Content(NamedTuple):
