@@ -107,6 +107,24 @@ def test_how_a_step_is_run_is_no_change(mine):
 def test_an_option_given_its_default_is_no_change(mine):
     assert due(mine.pipeline("--dry_run", lines=[("learning_rate: 5e-5", "learning_rate: 0.00005")])) == set()
     assert due(mine.pipeline("--dry_run", lines=[("p: 0.4", "segmenter: auto")])) == set()
+    # so that one which newer code adds is none, either
+    parts = read_json(mine.folder / "runs" / ".general.step.json")["parts"]
+    assert {name for name in parts if name in {"--seed", "--layer_map", "--learning_rate"}} == {
+        "--learning_rate"
+    }
+
+
+def test_what_is_updated_in_place_is_not_taken_for_what_it_was(mine):
+    corpus = mine.folder / "corpus.txt"
+    good = corpus.read_bytes()
+    corpus.write_bytes(good + b"\xff\n")
+    with pytest.raises(SystemExit):
+        mine.pipeline("--only", "corpus")
+    corpus.write_bytes(good)
+    assert due(mine.pipeline("--dry_run")) == {"corpus"}
+    mine.pipeline("--only", "corpus")
+    assert due(mine.pipeline("--dry_run")) == set()
+    assert not list(mine.folder.rglob("*.before-*"))
 
 
 def test_newer_code_of_a_stage_runs_it_again(mine, monkeypatch):
