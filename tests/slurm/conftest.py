@@ -1,0 +1,46 @@
+"""Real Slurm: run with `bash tests/slurm/run.sh`, or `pytest -m slurm tests/slurm` where it is installed."""
+
+import shutil
+
+import pytest
+from cluster import Cluster, missing_programs
+from slurm_jobs import StageJob
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """The cluster: three nodes of 8 CPUs and 2 GPUs, which Slurm counts and nobody has."""
+    if missing := missing_programs():
+        pytest.skip(f"needs a Slurm on this machine ({', '.join(missing)}): bash tests/slurm/run.sh")
+    cluster = Cluster()
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture(scope="session")
+def shared_workspace(slurm, workspace):
+    """The workspace on the disk that all nodes see."""
+    return shutil.copytree(workspace, slurm.shared / "workspace")
+
+
+@pytest.fixture
+def folder(slurm, request):
+    """A test's own folder on that disk, on an idle cluster."""
+    slurm.idle()
+    path = slurm.shared / request.node.name.replace("[", "-").strip("]")
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def submit(slurm, shared_workspace, folder):
+    """submit(stage, *arguments, sbatch=(), **variables): the shipped stage.sbatch as a job, called in `folder`."""
+    jobs = []
+
+    def start(stage, *arguments, sbatch=(), **variables):
+        jobs.append(StageJob(slurm, folder, stage, arguments, sbatch, variables))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        slurm.run("scancel", job.id)
