@@ -42,41 +42,36 @@ def decide(
     """What the job does now that its processes are gone.
 
     before, after: `state` when they started and now; code: the launcher's exit code, which does not tell
-    whether the run is finished. ended: Slurm itself is ending the job (scancel, time limit, requeue): a job
-    that put itself back then could never be cancelled. asked_after: seconds after which it was signalled.
+    whether a run is finished. ended: Slurm itself is ending the job (scancel, time limit, requeue): one that
+    put itself back then could never be cancelled. asked_after: seconds after which it was signalled.
     """
-    if not trains:
-        return Decision("done", 0, "finished") if code == 0 else Decision("fail", code, f"exit code {code}")
     changed = [name for name in (".", "pretrained") if after[name] != before[name]]
-    record = after[changed[0]] if changed else after["."]
-    outcome = record.get("outcome")
-    if after["."].get("outcome") == "finished" and (code == 0 or "." in changed):
-        return Decision("done", 0, "finished")
-    if not changed and not (code == 0 and outcome == "interrupted"):
-        return Decision("fail" if code else "done", code, f"ended before training began, exit code {code}")
-    if outcome != "interrupted":
-        why = f"{record.get('reason') or 'killed'} ({outcome} at step {record.get('step')}"
-        hint = "; submitted again it goes on from the newest checkpoint" if record.get("resumable") else ""
-        return Decision("fail", code or 1, f"{why}{hint})")
-    where = f"interrupted at step {record['step']} ({record['reason']})"
-    if stop_file:
-        return Decision("fail", TRY_AGAIN, f"{where}: delete the file STOP and submit again to go on")
-    if ended:
-        return Decision("fail", TRY_AGAIN, f"{where}: Slurm is ending this job; submit again to go on")
-    if _steps(after) <= _steps(before):
-        return Decision("fail", TRY_AGAIN, f"{where}: no progress since the start before; not put back")
-    if restarts >= max_restarts:
-        return Decision(
-            "fail", TRY_AGAIN, f"{where}: started again {restarts} times (MAX_RESTARTS); not put back"
-        )
-    if asked_after is not None and asked_after < FIRST_MINUTE_S:
-        early = f"{where}: signalled {asked_after} s after the start, so the time of --signal is as long as --time"
-        if restarts:
-            return Decision(
-                "fail", TRY_AGAIN, f"{early}, again; not put back. Give --time more, or --signal less"
-            )
-        return Decision("requeue", TRY_AGAIN, f"{early}? Back into the queue this once")
-    return Decision("requeue", TRY_AGAIN, f"{where}: back into the queue")
+    record = after[changed[0]] if changed else after["."] or after["pretrained"]
+    if not trains or not record or (code and not changed):
+        return Decision("fail" if code else "done", code, f"exit code {code}" if code else "finished")
+    where = f"{record['outcome']} at step {record['step']}"
+    if record["reason"]:
+        where += f" ({record['reason']})"
+    # a launcher that dies after the model is written takes nothing from it
+    if record is after["."] and record["outcome"] == "finished":
+        return Decision("done", 0, where)
+    if record["outcome"] != "interrupted":
+        hint = "; submitted again it goes on from the newest checkpoint" if record["resumable"] else ""
+        return Decision("fail", code or 1, where + hint)
+    early = asked_after is not None and asked_after < FIRST_MINUTE_S
+    against = {
+        "it stays out while the file STOP is there": stop_file,
+        "Slurm is ending this job; submitted again it goes on": ended,
+        "no progress since the last start": _steps(after) <= _steps(before),
+        f"started again {restarts} times already (MAX_RESTARTS)": restarts >= max_restarts,
+        "signalled within a minute of the start, again: give --time more, or --signal less": early
+        and restarts > 0,
+    }
+    for reason, holds in against.items():
+        if holds:
+            return Decision("fail", TRY_AGAIN, f"{where}; {reason}")
+    doubt = "; signalled within a minute of the start: is --signal's time as long as --time?" if early else ""
+    return Decision("requeue", TRY_AGAIN, f"{where}; back into the queue{doubt}")
 
 
 def first_error(folder: str, logs: str, processes_per_node: int) -> str:

@@ -22,10 +22,15 @@ def missing_programs():
     return [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
 
 
+def can_track_by_cgroup():
+    """Whether Slurm may make cgroups here."""
+    return os.access("/sys/fs/cgroup/freezer", os.W_OK) and os.getuid() == 0
+
+
 class Cluster:
     """Controller and nodes; they end with this process. `shared`: a folder all nodes see, unlike /tmp."""
 
-    def __init__(self, **settings):
+    def __init__(self, tracking="linuxproc", **settings):
         self.shared = Path(tempfile.mkdtemp(prefix="tinybert-slurm-", dir="/var/tmp"))
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
@@ -39,6 +44,8 @@ class Cluster:
         reader, self._hold = os.pipe()
         command = ["bash", LAB, "up", self._lab, str(NODES), str(CPUS), str(GPUS)]
         settings = {"LAB_HOLD": "1", "SLURMD_TIMEOUT": "8", **settings}
+        if tracking == "cgroup":
+            settings["CGROUPS"] = "1"
         subprocess.run(command, check=True, env=self.environment | settings, stdin=reader, timeout=60)
         os.close(reader)
 
@@ -75,9 +82,11 @@ class Cluster:
             time.sleep(0.2)
         raise AssertionError((self.job(job), self.run("squeue")))
 
-    def node(self, verb, name):
-        """cut, heal, kill or start a node."""
-        subprocess.run(["bash", LAB, verb, self._lab, name], check=True, env=self.environment)
+    def node(self, verb, name, *command):
+        """cut, heal, kill or start a node; "on": what a command prints there."""
+        arguments = ["bash", LAB, verb, self._lab, name, *map(str, command)]
+        result = subprocess.run(arguments, check=True, env=self.environment, stdout=subprocess.PIPE, text=True)
+        return result.stdout.strip()
 
     def idle(self, timeout_s=60):
         """Waits until every node is free, so that a test begins as it would alone."""

@@ -3,16 +3,22 @@
 import shutil
 
 import pytest
-from cluster import Cluster, missing_programs
+from cluster import Cluster, can_track_by_cgroup, missing_programs
 from slurm_jobs import StageJob
 
 
 @pytest.fixture(scope="session")
-def slurm():
-    """The cluster: three nodes of 8 CPUs and 2 GPUs, which Slurm counts and nobody has."""
+def slurm(request):
+    """The cluster: three nodes of 8 CPUs and 2 GPUs, which Slurm counts and nobody has.
+
+    Parameter "cgroup": it tracks processes by cgroups, as most clusters do, and signals fewer of them.
+    """
+    tracking = getattr(request, "param", "linuxproc")
     if missing := missing_programs():
         pytest.skip(f"needs a Slurm on this machine ({', '.join(missing)}): bash tests/slurm/run.sh")
-    cluster = Cluster()
+    if tracking == "cgroup" and not can_track_by_cgroup():
+        pytest.skip("needs the right to make cgroups (version 1) on this machine")
+    cluster = Cluster(tracking)
     yield cluster
     cluster.down()
 
@@ -34,7 +40,7 @@ def folder(slurm, request):
 
 @pytest.fixture
 def submit(slurm, shared_workspace, folder):
-    """submit(stage, *arguments, sbatch=(), **variables): the shipped stage.sbatch as a job, called in `folder`."""
+    """submit(stage, *arguments, sbatch=(), **variables): stage.sbatch as a job, called in `folder`."""
     jobs = []
 
     def start(stage, *arguments, sbatch=(), **variables):

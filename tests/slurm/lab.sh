@@ -178,5 +178,11 @@ heal) echo "up ${1#node}" >"$DIR/run/control" ;;
 down)
     kill -9 "$(cat "$DIR/run/lab.pid")" 2>/dev/null || true
     rm -f "$DIR/run/lab.pid" "$DIR/run/ready" "$DIR/run/control"
+    if [ -f "$DIR/etc/cgroup.conf" ]; then # Slurm leaves its folders there
+        for _ in $(seq 20); do
+            find /sys/fs/cgroup/freezer/slurm_node* -depth -type d -exec rmdir {} + 2>/dev/null && break
+            sleep 0.1
+        done
+    fi
     ;;
 esac
