@@ -29,7 +29,7 @@ arguments=()
 for argument in "$@"; do
     for path in ${COPY_TO_SCRATCH:-}; do
         if [ "$argument" != "$path" ]; then continue; fi
-        argument=$scratch/data/$path
+        argument=$scratch/data/${path#/}
         mkdir -p "$(dirname "$argument")"
         cp -RL "$path" "$argument" || exit
         echo "$(hostname): copied $path to $argument"

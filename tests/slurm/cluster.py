@@ -85,7 +85,9 @@ class Cluster:
     def node(self, verb, name, *command):
         """cut, heal, kill or start a node; "on": what a command prints there."""
         arguments = ["bash", LAB, verb, self._lab, name, *map(str, command)]
-        result = subprocess.run(arguments, check=True, env=self.environment, stdout=subprocess.PIPE, text=True)
+        result = subprocess.run(
+            arguments, check=True, env=self.environment, stdout=subprocess.PIPE, text=True
+        )
         return result.stdout.strip()
 
     def idle(self, timeout_s=60):

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 from cluster import Cluster, can_track_by_cgroup, missing_programs
-from slurm_jobs import StageJob
+from slurm_jobs import StageJob, general
+
+from tinybert_dist.files import sha256_of
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +52,15 @@ def submit(slurm, shared_workspace, folder):
     yield start
     for job in jobs:
         slurm.run("scancel", job.id)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(slurm, shared_workspace):
+    """sha256 of the weights of a run of two nodes that nothing happens to."""
+    slurm.idle()
+    folder = slurm.shared / "undisturbed"
+    folder.mkdir()
+    arguments = general(shared_workspace, folder / "run")
+    job = StageJob(slurm, folder, "general_distill", arguments, ["--nodes=2"])
+    assert job.ended() == ("COMPLETED", 0), job.log
+    return sha256_of(folder / "run" / "model.safetensors")

@@ -56,6 +56,14 @@ class StageJob:
             time.sleep(0.05)
         return int(saved[-1].name.removeprefix("step-"))
 
+    def process(self, run, rank):
+        """Id of a process that trains, as the login node of the lab sees it: it sees those of all nodes."""
+        for pid in self.slurm.run("pgrep", "-f", f"general_distill.*{run} ").split():
+            variables = self.slurm.run("cat", f"/proc/{pid}/environ").split("\0")
+            if f"RANK={rank}" in variables:
+                return pid
+        raise AssertionError(f"no process {rank} of {run}")
+
     def ended(self, timeout_s=180):
         """(state, how often it was started again)"""
         facts = self.slurm.wait(self.id, timeout_s)

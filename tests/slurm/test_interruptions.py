@@ -1,4 +1,4 @@
-"""Signals and preemption: saved, and started again only when that is right, however Slurm tracks processes."""
+"""Signals and preemption: saved, and started again when that is right, however Slurm tracks processes."""
 
 import pytest
 from slurm_jobs import general, outcome
@@ -10,23 +10,6 @@ TWO_NODES = ["--nodes=2"]
 ENDLESS = {"max_steps": 100_000, "lr_schedule": "constant", "warmup_proportion": 0}
 
 
-def weights(run):
-    return sha256_of(run / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(slurm, shared_workspace):
-    """The weights of a run that nothing happens to."""
-    from slurm_jobs import StageJob
-
-    slurm.idle()
-    folder = slurm.shared / "undisturbed"
-    folder.mkdir()
-    job = StageJob(slurm, folder, "general_distill", general(shared_workspace, folder / "run"), TWO_NODES)
-    assert job.ended() == ("COMPLETED", 0), job.log
-    return weights(folder / "run")
-
-
 def test_a_signal_before_the_time_limit_changes_nothing_but_the_time(
     slurm, submit, shared_workspace, folder, undisturbed
 ):
@@ -36,7 +19,7 @@ def test_a_signal_before_the_time_limit_changes_nothing_but_the_time(
     slurm.run("scancel", "--batch", "--signal=USR1", job.id)  # as --signal=B:USR1 does it
     assert job.ended() == ("COMPLETED", 1), job.log
     assert "back into the queue" in job.log and "resuming" in job.log
-    assert outcome(run)["outcome"] == "finished" and weights(run) == undisturbed
+    assert outcome(run)["outcome"] == "finished" and sha256_of(run / "model.safetensors") == undisturbed
 
 
 def test_scancel_is_final_and_still_it_saves(slurm, submit, shared_workspace, folder):
@@ -61,4 +44,4 @@ def test_preempted_by_a_partition_of_higher_priority(slurm, submit, shared_works
     )
     assert slurm.wait(other)["JobState"] == "COMPLETED"
     assert job.ended() == ("COMPLETED", 1), job.log
-    assert weights(run) == undisturbed
+    assert sha256_of(run / "model.safetensors") == undisturbed
