@@ -48,13 +48,12 @@ class StageJob:
             time.sleep(0.05)
         return self
 
-    def until_checkpoint(self, run, timeout_s=120):
-        """Until the run has saved; returns the step."""
+    def until_checkpoint(self, run, after=0, timeout_s=120):
+        """Until the run has saved a step later than `after`."""
         give_up_at = time.monotonic() + timeout_s
-        while not (saved := sorted(run.glob("checkpoints/step-*[0-9]"))):
+        while not any(int(path.name[5:]) > after for path in run.glob("checkpoints/step-*[0-9]")):
             assert time.monotonic() < give_up_at, self.log
             time.sleep(0.05)
-        return int(saved[-1].name.removeprefix("step-"))
 
     def process(self, run, rank):
         """Id of a process that trains, as the login node of the lab sees it: it sees those of all nodes."""
