@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = Path(__file__).with_name("lab.sh")
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare", "nsenter")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare", "nsenter", "pgrep")
 ON_THE_WAY = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}
 SEARCH_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 NODES, CPUS, GPUS = 3, 8, 2
@@ -58,7 +58,7 @@ class Cluster:
         result = subprocess.run(
             ["bash", LAB, "exec", self._lab, *map(str, command)],
             capture_output=True, text=True, check=False, cwd=cwd or self.shared,
-            env=self.environment | (env or {}), timeout=timeout_s,
+            env=self.environment | {k: str(v) for k, v in (env or {}).items()}, timeout=timeout_s,
         )  # fmt: skip
         assert result.returncode == 0, (command, result.stdout, result.stderr)
         return result.stdout.strip()
