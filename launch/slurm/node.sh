@@ -69,11 +69,9 @@ pass_on() {
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
-while :; do
-    wait "$stage"
-    rc=$?
-    kill -0 "$stage" 2>/dev/null || break
-done
+while kill -0 "$stage" 2>/dev/null; do wait "$stage"; done # a trapped signal ends `wait`
+wait "$stage" # its exit code is remembered
+rc=$?
 # A launcher may end before the processes that are still saving.
 for process in $asked; do
     while kill -0 "$process" 2>/dev/null; do sleep 0.2; done
