@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Writes `content` so that a reader, or a crash, sees the old file or the new one and never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # process ids repeat: on other machines, in containers
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
         with open(temporary, "wb") as file:

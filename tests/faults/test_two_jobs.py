@@ -1,5 +1,6 @@
 """Two jobs on one folder: the second is refused; without locks, the newer attempt owns the folder."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 from jobs import TWO_PROCESSES, outcome
 
+from tinybert_dist.config import UserError
 from tinybert_dist.files import read_json, sha256_of
 from tinybert_dist.training.attempt import Attempt, Superseded
 
@@ -73,6 +75,28 @@ def test_the_lock_of_a_killed_job_is_free_at_once(tmp_path, capsys):
         holder.kill()
     Attempt(tmp_path).lock()
     assert "waiting" not in capsys.readouterr().out
+
+
+HOLD_AS_NEWEST = HOLD.replace("lock(); ", "lock(); Attempt(Path(sys.argv[1])).take_over(); ")
+
+
+@pytest.mark.parametrize(("job", "start", "may"), [("7", "1", True), ("7", "0", False), ("8", "1", False)])
+def test_a_job_that_slurm_starts_again_goes_past_its_earlier_start(tmp_path, monkeypatch, job, start, may):
+    """It may still run on a node that is cut off; another job is refused."""
+    monkeypatch.setattr("tinybert_dist.training.attempt.WAIT_S", 0.5)
+    command = [sys.executable, "-c", HOLD_AS_NEWEST, str(tmp_path), "60"]
+    environment = os.environ | {"SLURM_JOB_ID": "7"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        assert holder.stdout.readline() == "held\n"
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", start)
+        attempt = Attempt(tmp_path)
+        if may:
+            attempt.lock()
+        else:
+            with pytest.raises(UserError, match="in use by another job"):
+                attempt.lock()
+        holder.kill()
 
 
 def test_the_newest_attempt_owns_the_folder(tmp_path):

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import read_json, write_json
@@ -41,6 +42,13 @@ class Attempt:
         give_up_at, told = time.monotonic() + WAIT_S, False
         while not self._try_lock():
             if time.monotonic() > give_up_at:
+                if self._is_held_by_an_earlier_start():
+                    print(
+                        f"{self.folder}: an earlier start of this job still runs, on a node that was given "
+                        "up; it cannot commit any more",
+                        flush=True,
+                    )
+                    return
                 self.release()
                 raise UserError(
                     f"--output_dir {self.folder} is in use by another job, which still runs. Wait for it, "
@@ -53,7 +61,7 @@ class Attempt:
 
     def take_over(self) -> str:
         """Makes this the newest attempt; returns its token, which every process of the job must know."""
-        write_json(self.folder / TOKEN, {"token": secrets.token_hex(8)})
+        write_json(self.folder / TOKEN, {"token": secrets.token_hex(8), **_slurm_start()})
         return read_json(self.folder / TOKEN)["token"]
 
     def require_ours(self) -> None:
@@ -69,6 +77,12 @@ class Attempt:
             os.close(self._lock)
             self._lock = None
 
+    def _is_held_by_an_earlier_start(self) -> bool:
+        # Slurm starts a job again when it has given up what ran before; a node that is cut off may run on
+        own, token = _slurm_start(), self.folder / TOKEN
+        holder = read_json(token) if own and token.exists() else {}
+        return holder.get("job", "") == own.get("job") and holder["start"] < own["start"]
+
     def _try_lock(self) -> bool:
         assert self._lock is not None
         try:
@@ -77,3 +91,10 @@ class Attempt:
             # any other error: this file system has no locks, and the token alone fences
             return error.errno not in {errno.EAGAIN, errno.EACCES}
         return True
+
+
+def _slurm_start() -> dict[str, Any]:
+    """Which start of which Slurm job this is; nothing outside of Slurm."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    return {"job": os.environ["SLURM_JOB_ID"], "start": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
