@@ -11,9 +11,10 @@ import torch
 import wandb_files
 
 from tinybert_dist.config import UserError
-from tinybert_dist.training import tracking
+from tinybert_dist.training import wandb_run
 from tinybert_dist.training.progress import ProgressLine, progress_text, readable_count, readable_time
-from tinybert_dist.training.tracking import Tracker, keep_rows_until, resolve_wandb_mode
+from tinybert_dist.training.tracking import Tracker, TrackingOptions, keep_rows_until
+from tinybert_dist.training.wandb_run import resolve_mode
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +24,11 @@ def no_wandb_environment(monkeypatch):
             monkeypatch.delenv(name)
 
 
-def make(folder, **options):
-    options = {"is_main": True, "stage": "task_distill", "config": {"learning_rate": 3e-5}, **options}
-    return Tracker(folder, **options)
+def make(folder, is_main=True, config=None, resume_step=0, **options):
+    """A tracker of a training run."""
+    options = TrackingOptions(**options)
+    config = config or {"learning_rate": 3e-5}
+    return Tracker(options, "task_distill", folder, is_main, config, resume_step=resume_step)
 
 
 def rows(folder):
@@ -37,7 +40,7 @@ def logged(path):
 
 
 def test_offline_run_holds_what_was_logged(tmp_path):
-    tracker = make(tmp_path, group="night")
+    tracker = make(tmp_path, run_group="night")
     expected = []
     for step in range(10, 60, 10):
         values = {"loss/total": 1 / step, "loss/hidden/layer_1": 0.5, "eval/dev/accuracy": step / 100}
@@ -68,7 +71,7 @@ def test_resume_continues_the_same_run_and_keeps_one_row_per_step(tmp_path):
     for step in (1, 2, 3, 4):
         first.log(step, {"loss/total": float(step)})
     first.finish(1)
-    second = make(tmp_path, run_id=first.run_id, resume_step=2)
+    second = make(tmp_path, resume_step=2)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
     for step in (3, 4, 5):
         second.log(step, {"loss/total": 10.0 + step})
@@ -84,12 +87,12 @@ def test_resume_continues_the_same_run_and_keeps_one_row_per_step(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    tracker = make(tmp_path / "run", is_main=False, wandb_mode="offline", run_id="kept")
+    tracker = make(tmp_path / "run", is_main=False, wandb_mode="offline")
     tracker.log(1, {"loss/total": 1.0})
     tracker.log_table("t", ["a"], [[1]])
     tracker.summary({"a": 1})
+    assert tracker.run_id is None
     tracker.finish(0)
-    assert tracker.run_id == "kept"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,23 +162,23 @@ def test_nothing_of_the_machine_leaves_it(tmp_path, monkeypatch):
 
 
 def test_mode_is_chosen_by_key_and_environment(monkeypatch):
-    assert resolve_wandb_mode("auto") == "offline"
+    assert resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    assert resolve_wandb_mode("auto") == "online"
-    assert resolve_wandb_mode("disabled") == "disabled"
+    assert resolve_mode("auto") == "online"
+    assert resolve_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert resolve_wandb_mode("auto") == "offline"
+    assert resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(UserError, match=r"WANDB_MODE='sometimes': allowed are online"):
-        resolve_wandb_mode("auto")
+        resolve_mode("auto")
     with pytest.raises(UserError, match="allowed are auto, online, offline, disabled"):
-        resolve_wandb_mode("on")
+        resolve_mode("on")
 
 
 def test_online_without_network_falls_back_to_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 1)
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT_S", 1)
     tracker = make(tmp_path, wandb_mode="online")
     tracker.log(7, {"loss/total": 1.0})
     tracker.finish()

@@ -49,11 +49,10 @@ class TrainingLoop:
         self.total_steps = options.max_steps or math.ceil(steps_per_epoch * options.num_train_epochs)
         self.eval_step = options.eval_step or steps_per_epoch
         self.save_step = options.save_step or self.eval_step
-        self.step, self.best, self.evaluated, self.run_id = 0, None, {}, None
+        self.step, self.best, self.evaluated = 0, None, {}
         if resumed:
             state = resumed.state
             self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
-            self.run_id = state["run_id"]
         self.frozen, self.reached = self._freeze_unreached()
         if resumed:
             job.module.load_state_dict(resumed.parameters())
@@ -64,21 +63,9 @@ class TrainingLoop:
         self.saved_step = self.step if resumed else -1
         self.counts: dict[str, float] = {}  # of the last step; "data/...": since the run began
 
-    def run(self, stop: StopRequest) -> str:
+    def run(self, stop: StopRequest, tracker: Tracker) -> str:
         """Returns "" when all steps are done, else the reason of the stop."""
         options, accelerator = self.options, self.accelerator
-        tracker = Tracker(
-            self.folder.path,
-            is_main=accelerator.is_main_process,
-            stage=self.job.stage,
-            config=self.folder.identity,
-            wandb_mode=options.wandb_mode,
-            project=options.wandb_project,
-            group=options.run_group,
-            run_id=self.run_id,
-            resume_step=self.step,
-        )
-        self.run_id = tracker.run_id
         progress = ProgressLine(self.total_steps, is_main=accelerator.is_main_process, start_step=self.step)
         shares, start_step = self.feed.shares(self.step, self.total_steps), self.step
         stop_reason, window = "", Window(self.job.module.term_weights)
@@ -112,7 +99,6 @@ class TrainingLoop:
                     self.save()
         progress.finish()
         tracker.summary({"step": self.step, **{f"best/{k}": v for k, v in (self.best or {}).items()}})
-        tracker.finish()
         return stop_reason
 
     def _optimizer_step(self, share: Share, window: Window, stop: bool) -> list[int]:
@@ -193,7 +179,6 @@ class TrainingLoop:
             "needs": [self.best["step"]] if self.best and self.job.keep == "best" else [],
             "constants": self.feed.constants,
             "position": self.feed.position(),
-            "run_id": self.run_id,
             "identity": self.folder.identity,
         }
         self.trained.publish()

@@ -14,6 +14,7 @@ from tinybert_dist.training.loop import TrainingLoop
 from tinybert_dist.training.progress import readable_count
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.strategy import on_main, strategy_name
+from tinybert_dist.training.tracking import tracked
 from tinybert_dist.training.watchdog import Watchdog
 
 MEASURED_S = 1.0
@@ -64,7 +65,19 @@ def _train(
     _describe(job, loop, say)
     # signals are repeated, and launchers end what is left when one process died: not before it is recorded
     stop = until_recorded.enter_context(StopRequest(folder.path / "STOP", job.options.max_seconds))
-    stop_reason = loop.run(stop)
+    tracker = until_recorded.enter_context(
+        tracked(
+            job.options,
+            job.stage,
+            folder.path,
+            job.accelerator.is_main_process,
+            folder.identity,
+            resume_step=loop.step,
+        )
+    )
+    for option, model in job.models.items():
+        tracker.use_model(option, model)
+    stop_reason = loop.run(stop, tracker)
     if bad_records := loop.counts.get("data/bad_records"):
         say(
             f"{job.stage}: {bad_records:,.0f} bad records passed over (the first of each kind is named above)"
@@ -82,6 +95,7 @@ def _train(
     result = {"step": loop.step, **result}
     beat("outputs")
     job.write_outputs(folder.path, result)
+    tracker.log_model(folder.path, result)
     beat("wait")
     job.accelerator.wait_for_everyone()
     say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
