@@ -7,7 +7,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from tinybert_dist.config import HfArg, UserError
 from tinybert_dist.files import write_atomic
 from tinybert_dist.lineage import lineage_of, travelling, write_lineage
 from tinybert_dist.training import wandb_run
+from tinybert_dist.training.samples import worst_predictions
 from tinybert_dist.training.wandb_run import STEP_KEY
+
+PACKAGES = ("torch", "transformers", "accelerate")
 
 
 @dataclass(kw_only=True)
@@ -37,6 +41,9 @@ class TrackingOptions:
         help="final: the finished model becomes a wandb artifact (offline it is uploaded by the sync, from "
         "where it is); none: only its name and fingerprint",
     )
+    wandb_samples: int = HfArg(
+        default=100, help="texts shown in a table of predictions or augmentations; 0: no text goes to wandb"
+    )
 
 
 @contextmanager
@@ -48,15 +55,17 @@ def tracked(
     config: Mapping[str, Any],
     *,
     resume_step: int | None = None,
+    name: str = "",
 ) -> Iterator["Tracker"]:
     """The tracker of a stage, closed at the end; after an error its wandb run says that it failed.
 
     config: options and facts by name; paths are cut down to their last part. resume_step: of a training run,
-    which writes metrics.jsonl; its rows after this step are dropped, so a replayed step has one row.
+    which writes metrics.jsonl; its rows after this step are dropped, so a replayed step has one row. name: of
+    what the stage makes there, where it may make several things in one folder.
 
     Raises UserError for an unknown mode or a metrics.jsonl that is not ours.
     """
-    tracker = Tracker(options, stage, folder, is_main, config, resume_step=resume_step)
+    tracker = Tracker(options, stage, folder, is_main, config, resume_step=resume_step, name=name)
     try:
         yield tracker
     except BaseException:
@@ -81,12 +90,16 @@ class Tracker:
         config: Mapping[str, Any],
         *,
         resume_step: int | None = None,
+        name: str = "",
     ):
         self.options, self.stage, self.folder, self.is_main = options, stage, Path(folder), is_main
         self._run: Any = None
         self._run_id: str | None = None
         self._file: Any = None
+        # other stages leave wandb's step to wandb: a later start goes on counting
         self._step = resume_step
+        self.name = f"{stage}-{name or self.folder.absolute().name}"
+        self._note = self.folder / "wandb" / f"{stage}{name and '-'}{name}.json"
         self._made_from: dict[str, Any] = {}
         if not is_main:
             return
@@ -97,19 +110,21 @@ class Tracker:
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
         if mode != "disabled":
             self._run = wandb_run.start_run(
-                self.folder,
+                self._note,
+                self.name,
                 mode,
                 stage,
-                travelling(config),
+                self._settings(config),
                 options.wandb_project or os.environ.get("WANDB_PROJECT") or "tinybert_dist",
                 options.run_group or os.environ.get("WANDB_RUN_GROUP"),
             )
             self._run_id = self._run.id
 
-    @property
-    def name(self) -> str:
-        """Of the wandb run and of the model it makes."""
-        return f"{self.stage}-{self.folder.name}"
+    def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What goes into the run's config: what decides the numbers, and what computed them."""
+        left_out = {field.name for field in fields(TrackingOptions)} | {"output_dir", "dry_run"}
+        settings = {k: v for k, v in config.items() if k not in left_out and v is not None}
+        return travelling(settings) | {"versions": {name: version(name) for name in PACKAGES}}
 
     @property
     def run_id(self) -> str | None:
@@ -118,7 +133,8 @@ class Tracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One row of numbers for optimizer step `step`. Steps must not go back within a run."""
-        self._step = step
+        if self._step is not None:
+            self._step = step
         row = {STEP_KEY: step, **{key: _plain(value) for key, value in values.items()}}
         if self._file is not None:
             # JSON has no NaN: null keeps the file readable by every parser
@@ -126,7 +142,7 @@ class Tracker:
             self._file.write(json.dumps(finite) + "\n")
             self._file.flush()
         if self._run is not None:
-            self._run.log(row, step=step)
+            self._run.log(row, step=self._step)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table in the wandb run, at the last logged step (a step of its own would make wandb drop the
@@ -138,6 +154,12 @@ class Tracker:
             table = wandb.Table(columns=list(columns), data=[[_plain(x) for x in row] for row in rows])
             with wandb_run.staged_in(self.folder):
                 self._run.log({name: table}, step=self._step)
+
+    def log_predictions(self, folder: str | Path) -> None:
+        """Tables of --wandb_samples rows of each predictions*.tsv in a folder, the mistakes first."""
+        if self._run is not None and self.options.wandb_samples > 0:
+            for file in sorted(Path(folder).glob("predictions*.tsv")):
+                self.log_table(file.stem, *worst_predictions(file, self.options.wandb_samples))
 
     def log_image(self, path: str | Path, name: str | None = None) -> None:
         """A picture file (PNG curves) in the wandb run, named after the file unless `name` is given."""

@@ -95,6 +95,7 @@ def _train(
     result = {"step": loop.step, **result}
     beat("outputs")
     job.write_outputs(folder.path, result)
+    tracker.log_predictions(folder.path)
     tracker.log_model(folder.path, result)
     beat("wait")
     job.accelerator.wait_for_everyone()

@@ -50,9 +50,8 @@ def resolve_mode(asked: str) -> str:
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
-def run_id_of(folder: Path, stage: str) -> str:
-    """Id of the run of a stage in its folder: made at the first start and kept there for all later ones."""
-    note = folder / "wandb" / f"{stage}.json"
+def run_id_of(note: Path) -> str:
+    """Id of a stage's run: made at the first start and kept in `note` for all later ones."""
     if note.is_file():
         return read_json(note)["run_id"]
     run_id = secrets.token_hex(4)
@@ -61,9 +60,15 @@ def run_id_of(folder: Path, stage: str) -> str:
 
 
 def start_run(
-    folder: Path, mode: str, stage: str, config: Mapping[str, Any], project: str, group: str | None
+    note: Path,
+    name: str,
+    mode: str,
+    stage: str,
+    config: Mapping[str, Any],
+    project: str,
+    group: str | None,
 ) -> Any:
-    """The wandb run of a stage, continued when its folder has one.
+    """The wandb run of a stage, continued when `note` is there to name it.
 
     An online start that fails falls back to offline with a warning.
     """
@@ -74,10 +79,10 @@ def start_run(
             project=redact(project),
             group=redact(group),
             job_type=stage,
-            name=f"{stage}-{folder.name}",
-            id=run_id_of(folder, stage),
+            name=name,
+            id=run_id_of(note),
             resume="allow",
-            dir=os.environ.get("WANDB_DIR") or str(folder),
+            dir=os.environ.get("WANDB_DIR") or str(note.parent.parent),
             config=dict(config),
             allow_val_change=True,  # resumed with another number of processes
             mode=mode,
