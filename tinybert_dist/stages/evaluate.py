@@ -90,11 +90,16 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         tracker.use_model("student_model", config.student_model)
         scorer = Scorer.of(task, splits, tokenizer, collate, accelerator, config.eval_batch_size, order)
         logits = scorer.all_logits(model)
-        result: dict[str, Any] = {"step": 0, "parameters": count_parameters(model), **scorer.scores(logits)}
+        scores = scorer.scores(logits)
+        result: dict[str, Any] = {"step": 0, "parameters": count_parameters(model), **scores}
         if is_main:
             _write(Path(config.output_dir), scorer, logits, result)
-            tracker.log(0, {f"eval/{name}": value for name, value in result.items() if name != "step"})
+            tracker.log(0, {f"eval/{name}": value for name, value in scores.items()})
+            facts = {"score": scores.get("score"), "parameters": result["parameters"]}
+            tracker.summary({name: value for name, value in facts.items() if value is not None})
             tracker.log_predictions(config.output_dir)
+            if tracker.place:
+                print(f"evaluate: wandb run in {tracker.place}")
     accelerator.wait_for_everyone()
     return result
 

@@ -170,6 +170,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
             ),
             models={"teacher_model": config.teacher_model, "student_model": config.student_model},
             facts=facts,
+            bad_records=bad.summary(),
         )
     )  # fmt: skip
     return outcome

@@ -1,6 +1,6 @@
 """Options every training stage takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tinybert_dist.config import HfArg, StageOptions, UserError
 from tinybert_dist.training.tracking import TrackingOptions
@@ -103,6 +103,6 @@ class TrainingOptions(TrackingOptions, StageOptions):
 # Options that do not change the numbers a run computes: they may differ when it is resumed.
 OPERATIONAL = {
     "output_dir", "dry_run", "num_workers", "logging_steps", "save_step", "checksum_step", "keep_checkpoints",
-    "eval_batch_size", "max_seconds", "hang_timeout_s", "continue_train", "wandb_mode", "wandb_project",
-    "run_group", "wandb_log_model", "teacher_sharding",
+    "eval_batch_size", "max_seconds", "hang_timeout_s", "continue_train", "teacher_sharding",
+    *(field.name for field in fields(TrackingOptions)),
 }  # fmt: skip

@@ -95,6 +95,7 @@ class Tracker:
         self.options, self.stage, self.folder, self.is_main = options, stage, Path(folder), is_main
         self._run: Any = None
         self._run_id: str | None = None
+        self._place = ""
         self._file: Any = None
         # other stages leave wandb's step to wandb: a later start goes on counting
         self._step = resume_step
@@ -119,6 +120,9 @@ class Tracker:
                 options.run_group or os.environ.get("WANDB_RUN_GROUP"),
             )
             self._run_id = self._run.id
+            folder = wandb_run.base_folder(self._note) / "wandb"
+            offline = f"{folder}; upload: wandb sync {folder}/offline-run-*"
+            self._place = offline if self._run.offline else self._run.url
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What goes into the run's config: what decides the numbers, and what computed them."""
@@ -130,6 +134,11 @@ class Tracker:
     def run_id(self) -> str | None:
         """Id of the wandb run; None where wandb is disabled or on other than the main process."""
         return self._run_id
+
+    @property
+    def place(self) -> str:
+        """Where the wandb run is: its address, or its folder and the command that uploads it."""
+        return self._place
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One row of numbers for optimizer step `step`. Steps must not go back within a run."""
@@ -187,7 +196,8 @@ class Tracker:
         made_by = record.get("wandb")
         if made_by and made_by["artifact"] and made_by["project"] == self._run.project:
             with wandb_run.staged_in(self.folder):
-                wandb_run.use_artifact(self._run, wandb_run.model_artifact(record, Path(model), {}))
+                artifact = wandb_run.model_artifact(record, Path(model), {})
+                wandb_run.use_artifact(self._run, artifact, made_by["run_id"])
 
     def log_model(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:
         """Notes the finished model in `folder`: lineage.json beside its weights and, unless

@@ -59,6 +59,11 @@ def run_id_of(note: Path) -> str:
     return run_id
 
 
+def base_folder(note: Path) -> Path:
+    """The folder whose wandb/ holds the run."""
+    return Path(os.environ.get("WANDB_DIR") or note.parent.parent)
+
+
 def start_run(
     note: Path,
     name: str,
@@ -82,7 +87,7 @@ def start_run(
             name=name,
             id=run_id_of(note),
             resume="allow",
-            dir=os.environ.get("WANDB_DIR") or str(note.parent.parent),
+            dir=str(base_folder(note)),
             config=dict(config),
             allow_val_change=True,  # resumed with another number of processes
             mode=mode,
@@ -125,16 +130,16 @@ def model_artifact(record: Mapping[str, Any], folder: Path, facts: Mapping[str, 
     return artifact
 
 
-def use_artifact(run: Any, artifact: Any) -> None:
-    """Links an artifact as an input of the run."""
+def use_artifact(run: Any, artifact: Any, made_by: str) -> None:
+    """Links an artifact, made by the run of id `made_by`, as an input of the run."""
     import wandb
 
     if run.offline:
         # use_artifact() refuses to work offline, though the record it would write is what a sync understands
-        run._log_artifact(artifact, use_after_commit=True)
+        run._log_artifact(artifact, aliases=[f"run-{made_by}"], use_after_commit=True)
         return
     try:
-        run.use_artifact(artifact)
+        run.use_artifact(artifact, aliases=[f"run-{made_by}"])
     except wandb.errors.Error as error:
         logger.warning("wandb could not link %s as an input (%s); the config names it.", artifact.name, error)
 
