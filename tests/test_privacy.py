@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import wandb_files
 import yaml
 
 from tinybert_dist.stages import general_distill, pipeline
@@ -31,15 +30,10 @@ def run_stage(stage, *arguments, cwd):
 
 
 def hits(folder, words):
-    """(file, word) for every word in the name, the target or the bytes of a file under a folder.
-
-    Of wandb's offline files: in what a sync sends of them.
-    """
+    """(file, word) for every word in the name, the target or the bytes of a file under a folder."""
     found = []
     for path in folder.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
-        if path.suffix == ".wandb":
-            content = wandb_files.sent(path)
         link = os.readlink(path) if path.is_symlink() else ""
         text = content + str(path.relative_to(folder)).encode() + link.encode()
         found += [(str(path.relative_to(folder)), word) for word in words if word.encode() in text]

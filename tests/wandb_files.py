@@ -53,7 +53,13 @@ def runs(path: Path) -> list:
 
 
 def config(path: Path) -> dict:
-    return {key: value for run in runs(path) for key, value in _items(run.config.update).items()}
+    """As it is after all updates."""
+    found: dict = {}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            found.update(_items((record.run.config if kind == "run" else record.config).update))
+    return found
 
 
 def summary(path: Path) -> dict:
@@ -66,14 +72,3 @@ def summary(path: Path) -> dict:
 
 def metrics(path: Path) -> list:
     return [r.metric for r in records(path) if r.WhichOneof("record_type") == "metric"]
-
-
-def sent(path: Path) -> bytes:
-    """The records as a sync sends them: it reads the files of artifacts, and does not send where they lay."""
-    found = records(path)
-    for record in found:
-        for entry in (
-            record.artifact.manifest.contents if record.WhichOneof("record_type") == "artifact" else ()
-        ):
-            entry.ClearField("local_path")
-    return b"".join(record.SerializeToString() for record in found)

@@ -120,8 +120,8 @@ class Tracker:
                 options.run_group or os.environ.get("WANDB_RUN_GROUP"),
             )
             self._run_id = self._run.id
-            folder = wandb_run.base_folder(self._note) / "wandb"
-            offline = f"{folder}; upload: wandb sync {folder}/offline-run-*"
+            base = wandb_run.base_folder(self._note)
+            offline = f"{base / 'wandb'}; upload: (cd {base} && wandb sync --yes)"
             self._place = offline if self._run.offline else self._run.url
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,8 +196,8 @@ class Tracker:
         made_by = record.get("wandb")
         if made_by and made_by["artifact"] and made_by["project"] == self._run.project:
             with wandb_run.staged_in(self.folder):
-                artifact = wandb_run.model_artifact(record, Path(model), {})
-                wandb_run.use_artifact(self._run, artifact, made_by["run_id"])
+                base = wandb_run.base_folder(self._note)
+                wandb_run.link_input(self._run, option, record, Path(model), base)
 
     def log_model(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:
         """Notes the finished model in `folder`: lineage.json beside its weights and, unless

@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ def start_run(
     """
     import wandb
 
+    base = base_folder(note)
+
     def start(mode: Any) -> Any:
         return wandb.init(
             project=redact(project),
@@ -87,7 +89,7 @@ def start_run(
             name=name,
             id=run_id_of(note),
             resume="allow",
-            dir=str(base_folder(note)),
+            dir=str(base if mode == "offline" else base.absolute()),
             config=dict(config),
             allow_val_change=True,  # resumed with another number of processes
             mode=mode,
@@ -95,7 +97,8 @@ def start_run(
         )
 
     try:
-        run = start(mode)
+        with nullcontext() if mode == "offline" else _in_folder(base):
+            run = start(mode)
     except wandb.errors.Error as error:
         if mode != "online":
             raise
@@ -105,6 +108,7 @@ def start_run(
         )
         wandb.teardown()  # the service still holds the id
         run = start("offline")
+    _log_artifacts_from(run, base)
     run.define_metric(STEP_KEY, hidden=True)
     for pattern, summary in SUMMARIES.items():
         run.define_metric(pattern, step_metric=STEP_KEY, summary=summary)
@@ -126,22 +130,59 @@ def model_artifact(record: Mapping[str, Any], folder: Path, facts: Mapping[str, 
     )
     for file in (folder / name for name in MODEL_FILES):
         if file.is_file():
-            artifact.add_file(str(file.absolute()), name=file.name, policy="immutable", skip_cache=True)
+            artifact.add_file(str(file), name=file.name, policy="immutable", skip_cache=True)
     return artifact
 
 
-def use_artifact(run: Any, artifact: Any, made_by: str) -> None:
-    """Links an artifact, made by the run of id `made_by`, as an input of the run."""
+def link_input(run: Any, option: str, record: Mapping[str, Any], folder: Path, base: Path) -> None:
+    """Links the model in `folder`, with the lineage `record`, as an input of the run."""
     import wandb
 
+    link = base / "wandb" / "inputs" / option  # stands for a place that is nobody's business
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(folder, link.parent))
+    artifact, aliases = model_artifact(record, link, {}), [f"run-{record['wandb']['run_id']}"]
+    _forget_machine(artifact, base)
     if run.offline:
         # use_artifact() refuses to work offline, though the record it would write is what a sync understands
-        run._log_artifact(artifact, aliases=[f"run-{made_by}"], use_after_commit=True)
+        run._log_artifact(artifact, aliases=aliases, use_after_commit=True)
         return
     try:
-        run.use_artifact(artifact, aliases=[f"run-{made_by}"])
+        run.use_artifact(artifact, aliases=aliases)
     except wandb.errors.Error as error:
         logger.warning("wandb could not link %s as an input (%s); the config names it.", artifact.name, error)
+
+
+def _log_artifacts_from(run: Any, base: Path) -> None:
+    # also those that wandb makes of tables
+    log_artifact = run.log_artifact
+
+    def forgetting(artifact: Any, *arguments: Any, **options: Any) -> Any:
+        _forget_machine(artifact, base)
+        return log_artifact(artifact, *arguments, **options)
+
+    run.log_artifact = forgetting
+
+
+def _forget_machine(artifact: Any, base: Path) -> None:
+    # what uploads a file finds it by this path, and sends the path along: so it starts from the run's folder,
+    # where a sync is run, and where the service was started
+    for entry in artifact.manifest.entries.values():
+        if entry.local_path:
+            entry.local_path = os.path.relpath(entry.local_path, base)
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    # the service that is started meanwhile stays there
+    before = os.getcwd()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager
