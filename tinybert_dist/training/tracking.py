@@ -3,6 +3,7 @@ the main process alone.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +17,11 @@ from tinybert_dist.config import HfArg, UserError
 from tinybert_dist.files import write_atomic
 from tinybert_dist.lineage import lineage_of, travelling, write_lineage
 from tinybert_dist.training import wandb_run
+from tinybert_dist.training.heartbeat import keep_beating
 from tinybert_dist.training.samples import worst_predictions
 from tinybert_dist.training.wandb_run import STEP_KEY
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "accelerate")
 
 
@@ -161,7 +164,7 @@ class Tracker:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[[_plain(x) for x in row] for row in rows])
-            with wandb_run.staged_in(self.folder):
+            with self._sending(f"the table {name}"):
                 self._run.log({name: table}, step=self._step)
 
     def log_predictions(self, folder: str | Path) -> None:
@@ -175,8 +178,16 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            with wandb_run.staged_in(self.folder):
+            with self._sending(f"the picture {Path(path).name}"):
                 self._run.log({name or Path(path).stem: wandb.Image(str(path))}, step=self._step)
+
+    @contextmanager
+    def _sending(self, what: str) -> Iterator[None]:
+        try:
+            with wandb_run.staged_in(self.folder):
+                yield
+        except Exception as error:  # whatever wandb meets, the run and its model are worth more
+            logger.warning("%s did not get into wandb: %s: %s", what, type(error).__name__, error)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final figures of the run, shown in wandb's table of runs."""
@@ -195,7 +206,7 @@ class Tracker:
         self._run.config.update({"made_from": self._made_from}, allow_val_change=True)
         made_by = record.get("wandb")
         if made_by and made_by["artifact"] and made_by["project"] == self._run.project:
-            with wandb_run.staged_in(self.folder):
+            with self._sending(f"the link to {record['name']}"):
                 base = wandb_run.base_folder(self._note)
                 wandb_run.link_input(self._run, option, record, Path(model), base)
 
@@ -215,7 +226,7 @@ class Tracker:
             }
         record = write_lineage(folder, self.name, self.stage, self._made_from, wandb_note)
         if wandb_note and wandb_note["artifact"]:
-            with wandb_run.staged_in(self.folder):
+            with self._sending("the model"):
                 artifact = wandb_run.model_artifact(record, Path(folder), facts or {})
                 self._run.log_artifact(artifact, aliases=["latest", f"run-{self._run.id}"])
 
@@ -227,9 +238,10 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            self._run.finish(exit_code=exit_code)
-            # finish() returns up to 30 ms before the service has written the file (seen: 7 bytes); this waits
-            wandb.teardown(exit_code=exit_code)
+            with keep_beating("upload"):  # of a model perhaps, through a slow line
+                self._run.finish(exit_code=exit_code)
+                # finish() returns up to 30 ms before the service has written the file (seen: 7 bytes)
+                wandb.teardown(exit_code=exit_code)
             self._run = None
 
 

@@ -1,11 +1,12 @@
 """How much of what the GPUs can compute a run uses (MFU), where that is known."""
 
 import torch
+from transformers import PreTrainedConfig
 
 from tinybert_dist.data.stream import Stream
 from tinybert_dist.distill.teacher import Teacher
 from tinybert_dist.model_flops import forward_flops_per_token
-from tinybert_dist.training.job import Job
+from tinybert_dist.training.job import Job, Targets
 
 # dense bfloat16 matrix products, FLOP/s, from NVIDIA's data sheets (half of what they give "with sparsity")
 PEAKS = {
@@ -31,16 +32,14 @@ def peak_flops(device_name: str) -> float | None:
     return PEAKS[max(found, key=len)] if found else None
 
 
-def flops_per_token(job: Job) -> float:
+def training_flops_per_token(student: PreTrainedConfig, targets: Targets, length: float) -> float:
     """What one real token costs: the teacher's forward, the student's forward and, twice that, its backward.
 
-    Encoders alone: heads, projections and losses are left out. `job.targets` must be made.
+    Encoders alone: heads, projections and losses are left out. targets: of the job, as they were made.
     """
-    rows = job.dataset.sample if isinstance(job.dataset, Stream) else job.dataset
-    length = rows.num_tokens / len(rows)
-    flops = 3 * forward_flops_per_token(job.module.model.config, length)
-    if isinstance(job.targets, Teacher):
-        flops += forward_flops_per_token(job.targets.model.config, length)
+    flops = 3 * forward_flops_per_token(student, length)
+    if isinstance(targets, Teacher):
+        flops += forward_flops_per_token(targets.model.config, length)
     return flops
 
 
@@ -49,7 +48,9 @@ class Utilisation:
 
     def __init__(self, job: Job):
         accelerator = job.accelerator
-        self.flops_per_token = flops_per_token(job)
+        rows = job.dataset.sample if isinstance(job.dataset, Stream) else job.dataset
+        length = rows.num_tokens / len(rows)
+        self.flops_per_token = training_flops_per_token(job.module.model.config, job.targets, length)
         peak = None
         if accelerator.device.type == "cuda" and accelerator.precision == "bf16":
             peak = peak_flops(torch.cuda.get_device_name(accelerator.device))

@@ -136,22 +136,14 @@ def model_artifact(record: Mapping[str, Any], folder: Path, facts: Mapping[str, 
 
 def link_input(run: Any, option: str, record: Mapping[str, Any], folder: Path, base: Path) -> None:
     """Links the model in `folder`, with the lineage `record`, as an input of the run."""
-    import wandb
-
     link = base / "wandb" / "inputs" / option  # stands for a place that is nobody's business
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(os.path.relpath(folder, link.parent))
     artifact, aliases = model_artifact(record, link, {}), [f"run-{record['wandb']['run_id']}"]
     _forget_machine(artifact, base)
-    if run.offline:
-        # use_artifact() refuses to work offline, though the record it would write is what a sync understands
-        run._log_artifact(artifact, aliases=aliases, use_after_commit=True)
-        return
-    try:
-        run.use_artifact(artifact, aliases=aliases)
-    except wandb.errors.Error as error:
-        logger.warning("wandb could not link %s as an input (%s); the config names it.", artifact.name, error)
+    # what use_artifact() does with a new artifact, but also offline, where it refuses, and without waiting
+    run._log_artifact(artifact, aliases=aliases, use_after_commit=True)
 
 
 def _log_artifacts_from(run: Any, base: Path) -> None:
