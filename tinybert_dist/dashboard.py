@@ -115,7 +115,11 @@ SECTIONS = (
             Panel("table", "augmentations", ("augmentations",)),
             Panel("bars", "examples and new ones", _augment("examples", "new_rows", "bad_records")),
             Panel("bars", "words", _augment("sentences", "words", "by_model", "by_vectors", "unchanged")),
-            Panel("bars", "queries", _augment("queries_asked", "queries_unique", "queries_settled")),
+            Panel(
+                "bars",
+                "queries",
+                _augment("queries_asked", "queries_unique", "queries_settled", "query_tokens"),
+            ),
         ),
     ),
     Section("Report card", (Panel("picture", "report", ("report",)),)),

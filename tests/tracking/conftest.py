@@ -1,5 +1,6 @@
 """A pipeline of every tracked kind of stage, once, with wandb offline."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import wandb_files
 import yaml
 from tiny_masked_lm import CHINESE, save_masked_lm
+from wandb_server import WandbServer
 
 from tinybert_dist.stages import pipeline
 from tinybert_dist.training.tracking import TrackingOptions, tracked
@@ -69,26 +71,26 @@ def chain_files(chain) -> dict[str, Path]:
 @pytest.fixture
 def server():
     """A wandb server of one's own; see wandb_server."""
-    from wandb_server import WandbServer
-
     with WandbServer() as running:
         yield running
 
 
 @pytest.fixture
-def sync(server, monkeypatch, tmp_path):
-    """sync(folder): the documented command, to that server."""
-    import subprocess
-
+def online(server, monkeypatch, tmp_path):
+    """wandb as it is with a key, and that server."""
     monkeypatch.delenv("WANDB_MODE")
     for name, value in server.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
 
-    def run(folder: Path) -> str:
+
+@pytest.fixture
+def sync(online):
+    """sync(folder): the documented command, to that server."""
+
+    def run(folder: Path) -> None:
         wandb = f"{sys.executable} -m wandb"
         command = f"find {folder} -type d -name wandb -execdir {wandb} sync --yes ';'"
         result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout + result.stderr
 
     return run
