@@ -1,3 +1,4 @@
+import contextlib
 import getpass
 import json
 import os
@@ -10,8 +11,9 @@ import torch
 import wandb_files
 
 from tinybert_dist.config import UserError
+from tinybert_dist.lineage import lineage_of
 from tinybert_dist.training import wandb_run
-from tinybert_dist.training.tracking import Tracker, TrackingOptions, keep_rows_until
+from tinybert_dist.training.tracking import Tracker, TrackingOptions, keep_rows_until, tracked
 from tinybert_dist.training.wandb_run import resolve_mode
 
 
@@ -101,6 +103,83 @@ def test_disabled_writes_metrics_but_no_wandb(tmp_path):
     tracker.finish()
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert tracker.run_id is None
+
+
+def test_the_environment_can_switch_wandb_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with tracked(TrackingOptions(), "evaluate", tmp_path / "run", True, {}) as tracker:
+        tracker.log(0, {"eval/score": 1.0})
+        tracker.log_table("t", ["a"], [[1]])
+        assert tracker.place == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_failed_says_so_and_the_next_start_continues_it(tmp_path):
+    """Also without any checkpoint: the folder knows its run."""
+    options, ids = TrackingOptions(wandb_mode="offline"), []
+    for fails in (True, False):
+        with (
+            contextlib.suppress(RuntimeError),
+            tracked(options, "task_distill", tmp_path, True, {}, resume_step=0) as tracker,
+        ):
+            ids.append(tracker.run_id)
+            tracker.log(1, {"loss/total": 1.0})
+            if fails:
+                raise RuntimeError
+    assert ids[0] == ids[1]
+    with tracked(options, "evaluate", tmp_path, True, {}) as tracker:
+        assert tracker.run_id != ids[0]  # another stage in the same folder
+    ends = {
+        path: [r.exit.exit_code for r in wandb_files.records(path) if r.WhichOneof("record_type") == "exit"]
+        for path in wandb_files.run_files(tmp_path)
+    }
+    assert sorted(code for codes in ends.values() for code in codes) == [0, 0, 1]
+
+
+def test_project_and_group_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "scratch"))
+    with tracked(TrackingOptions(wandb_mode="offline"), "evaluate", tmp_path / "run", True, {}):
+        pass
+    (path,) = wandb_files.run_files(tmp_path)
+    run = wandb_files.runs(path)[0]
+    assert (run.project, run.run_group) == ("ours", "sweep") and path.is_relative_to(tmp_path / "scratch")
+    named = TrackingOptions(wandb_mode="offline", wandb_project="mine", run_group="night")
+    with tracked(named, "evaluate", tmp_path / "other", True, {}):
+        pass
+    both = {wandb_files.runs(file)[0].display_name: file for file in wandb_files.run_files(tmp_path)}
+    run = wandb_files.runs(both["evaluate-other"])[0]
+    assert (run.project, run.run_group) == ("mine", "night")
+
+
+def test_no_text_leaves_when_none_is_asked_for(tmp_path):
+    (tmp_path / "predictions.tsv").write_text(
+        "line\tlabel\tprediction\tp(a)\tp(b)\ttext\n2\ta\ta\t0.9\t0.1\tsecret\n"
+    )
+    for samples, shown in ((0, False), (1, True)):
+        options = TrackingOptions(wandb_mode="offline", wandb_samples=samples)
+        with tracked(options, "evaluate", tmp_path / str(samples), True, {}) as tracker:
+            tracker.log(0, {"eval/score": 1.0})
+            tracker.log_predictions(tmp_path)
+        (path,) = wandb_files.run_files(tmp_path / str(samples))
+        assert (
+            any(key.startswith("predictions/") for row in wandb_files.history(path) for key in row) == shown
+        )
+        assert bool(list((tmp_path / str(samples)).rglob("*.table.json"))) == shown
+
+
+def test_models_stay_here_when_asked_to(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with tracked(
+        TrackingOptions(wandb_mode="offline", wandb_log_model="none"), "s", tmp_path, True, {}
+    ) as tracker:
+        tracker.log_model(tmp_path)
+    (path,) = wandb_files.run_files(tmp_path)
+    assert not [r for r in wandb_files.records(path) if r.WhichOneof("record_type") == "artifact"]
+    assert lineage_of(tmp_path)["wandb"]["run_id"] == tracker.run_id
+    (tmp_path / "model.safetensors").write_bytes(b"others")  # no longer what that run made
+    assert set(lineage_of(tmp_path)) == {"name", "weights_sha256"}
 
 
 def test_not_a_number_stays_readable_json(tmp_path):

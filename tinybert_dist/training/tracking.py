@@ -104,6 +104,7 @@ class Tracker:
         self._step = resume_step
         self.name = f"{stage}-{name or self.folder.absolute().name}"
         self._note = self.folder / "wandb" / f"{stage}{name and '-'}{name}.json"
+        self._base = wandb_run.base_folder(self._note)
         self._made_from: dict[str, Any] = {}
         if not is_main:
             return
@@ -123,8 +124,7 @@ class Tracker:
                 options.run_group or os.environ.get("WANDB_RUN_GROUP"),
             )
             self._run_id = self._run.id
-            base = wandb_run.base_folder(self._note)
-            offline = f"{base / 'wandb'}; upload: (cd {base} && wandb sync --yes)"
+            offline = f"{self._base / 'wandb'}; upload: (cd {self._base} && wandb sync --yes)"
             self._place = offline if self._run.offline else self._run.url
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +181,13 @@ class Tracker:
             with self._sending(f"the picture {Path(path).name}"):
                 self._run.log({name or Path(path).stem: wandb.Image(str(path))}, step=self._step)
 
+    def _seen(self, model: str | Path, name: str) -> Path:
+        return wandb_run.seen_from(self._base, Path(model), f"{self.stage}-{name}")
+
     @contextmanager
     def _sending(self, what: str) -> Iterator[None]:
         try:
-            with wandb_run.staged_in(self.folder):
+            with wandb_run.staged_in(self._base):
                 yield
         except Exception as error:  # whatever wandb meets, the run and its model are worth more
             logger.warning("%s did not get into wandb: %s: %s", what, type(error).__name__, error)
@@ -207,8 +210,8 @@ class Tracker:
         made_by = record.get("wandb")
         if made_by and made_by["artifact"] and made_by["project"] == self._run.project:
             with self._sending(f"the link to {record['name']}"):
-                base = wandb_run.base_folder(self._note)
-                wandb_run.link_input(self._run, option, record, Path(model), base)
+                artifact = wandb_run.model_artifact(record, self._seen(model, option), {})
+                wandb_run.link_input(self._run, artifact, made_by["run_id"], self._base)
 
     def log_model(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:
         """Notes the finished model in `folder`: lineage.json beside its weights and, unless
@@ -227,7 +230,7 @@ class Tracker:
         record = write_lineage(folder, self.name, self.stage, self._made_from, wandb_note)
         if wandb_note and wandb_note["artifact"]:
             with self._sending("the model"):
-                artifact = wandb_run.model_artifact(record, Path(folder), facts or {})
+                artifact = wandb_run.model_artifact(record, self._seen(folder, "made"), facts or {})
                 self._run.log_artifact(artifact, aliases=["latest", f"run-{self._run.id}"])
 
     def finish(self, exit_code: int = 0) -> None:

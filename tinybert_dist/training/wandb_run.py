@@ -134,16 +134,22 @@ def model_artifact(record: Mapping[str, Any], folder: Path, facts: Mapping[str, 
     return artifact
 
 
-def link_input(run: Any, option: str, record: Mapping[str, Any], folder: Path, base: Path) -> None:
-    """Links the model in `folder`, with the lineage `record`, as an input of the run."""
-    link = base / "wandb" / "inputs" / option  # stands for a place that is nobody's business
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(folder, link.parent))
-    artifact, aliases = model_artifact(record, link, {}), [f"run-{record['wandb']['run_id']}"]
+def link_input(run: Any, artifact: Any, made_by: str, base: Path) -> None:
+    """Links an artifact, made by the run of id `made_by`, as an input of the run."""
     _forget_machine(artifact, base)
     # what use_artifact() does with a new artifact, but also offline, where it refuses, and without waiting
-    run._log_artifact(artifact, aliases=aliases, use_after_commit=True)
+    run._log_artifact(artifact, aliases=[f"run-{made_by}"], use_after_commit=True)
+
+
+def seen_from(base: Path, folder: Path, name: str) -> Path:
+    """A model folder by a path inside the run's base folder, through a link where it lies elsewhere."""
+    if folder.resolve().is_relative_to(base.resolve()):
+        return folder
+    link = base / "wandb" / "models" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(folder.resolve(), link.parent.resolve()))
+    return link
 
 
 def _log_artifacts_from(run: Any, base: Path) -> None:
