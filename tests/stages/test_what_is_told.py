@@ -56,7 +56,7 @@ def test_where_everything_is_after_a_run(workspace, tmp_path, capsys, task_with_
     assert shlex.split(sync)[:2] == ["wandb", "sync"] and change == f"cd {folder}"
     dry_run = f"{change} && {sys.executable} -m wandb sync --dry-run"
     dry = subprocess.run(dry_run, shell=True, capture_output=True, text=True, check=True)
-    assert wandb_files.run_files(folder)[0].parent.name in dry.stdout + dry.stderr
+    assert wandb_files.run_files(folder)[0].name in dry.stdout + dry.stderr
 
 
 def test_how_to_go_on_after_a_stop(workspace, tmp_path, capsys):

@@ -49,7 +49,7 @@ def after(
     """Where everything is, and how to go on."""
     bad_records = [job.bad_records]
     if streamed := loop.counts.get("data/bad_records"):
-        bad_records.append(f"{streamed:,.0f} passed over (the first of each kind is named above)")
+        bad_records.append(f"{streamed:,.0f} bad records passed over (the first of each kind is named above)")
     since = f" since step {loop.start_step:,}" if loop.start_step else ""
     best = loop.best and f"{loop.best['score']:.4f} at step {loop.best['step']:,}"
     facts = {
