@@ -46,7 +46,8 @@ def test_nothing_written_holds_a_secret_or_the_machine(workspace, tmp_path):
     home.mkdir()
     for name in ("corpus.txt", "teacher", "student.json", "task"):
         (home / name).symlink_to(workspace / name)
-    training = {"max_seq_length": 32, "max_steps": 2, "run_group": URL, "wandb_mode": "offline"}
+    tracking = {"run_group": URL, "wandb_mode": "offline"}
+    training = tracking | {"max_seq_length": 32, "max_steps": 2}
     teachers = {"teacher_model": "teacher", "data_dir": "task"}
     distil = teachers | {"teacher_model": "run/finetune_teacher", "student_model": "run/general_distill"}
     general = {"train_file_path": "corpus.txt", "teacher_model": "teacher", "student_model": "student.json"}
@@ -54,7 +55,7 @@ def test_nothing_written_holds_a_secret_or_the_machine(workspace, tmp_path):
         "general_distill": general | training,
         "finetune_teacher": teachers | training,
         "task_distill": distil | training | {"pred_distill": True},
-        "evaluate": {"model": "run/task_distill", "data_dir": "task", "max_seq_length": 32},
+        "evaluate": tracking | {"model": "run/task_distill", "data_dir": "task", "max_seq_length": 32},
     }
     recipe = [
         {"name": stage, "stage": stage, "args": options | {"output_dir": f"run/{stage}"}}
@@ -63,7 +64,7 @@ def test_nothing_written_holds_a_secret_or_the_machine(workspace, tmp_path):
     (home / "recipe.yaml").write_text(yaml.safe_dump({"name": "all", "stages": recipe}))
     result = run_stage("pipeline", "recipe.yaml", cwd=home)
     assert result.returncode == 0, result.stderr
-    assert len(list((home / "run").rglob("*.wandb"))) == 3
+    assert len(list((home / "run").rglob("*.wandb"))) == 4
     assert {path.name for path in (home / "run").iterdir()} == set(stages)
     assert len([path for path in (home / "run").rglob("*") if path.is_file()]) > 50
     words = [*SECRETS.values(), *MACHINE.values(), HOST, *IN_URLS, "canaryplace", str(workspace)]

@@ -15,12 +15,12 @@ from tinybert_dist import cli, models
 from tinybert_dist.config import UserError
 from tinybert_dist.data.glue import is_glue
 from tinybert_dist.data.tokens import TokenDataset
-from tinybert_dist.files import sha256_of
+from tinybert_dist.files import sha256_of, write_json
 from tinybert_dist.pipeline.recipe import read_recipe
 from tinybert_dist.stages import augment, evaluate, general_distill, task_distill
 from tinybert_dist.training.checkpoint import FILES, Checkpoints
 from tinybert_dist.training.student import new_or_trained_student
-from tinybert_dist.training.tracking import Tracker
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 from tinybert_dist.training.trained import MOMENTS
 
 # --- pickles ------------------------------------------------------------------------------------------------
@@ -270,8 +270,9 @@ def test_a_tasks_name_is_no_path(name):
 def test_a_tracking_id_is_no_path(tmp_path, name):
     import wandb
 
+    write_json(tmp_path / "run" / "wandb" / "s.json", {"run_id": name})
     with pytest.raises(wandb.errors.Error, match="cannot contain"):
-        Tracker(tmp_path / "run", is_main=True, stage="s", config={}, wandb_mode="offline", run_id=name)
+        Tracker(TrackingOptions(wandb_mode="offline"), "s", tmp_path / "run", True, {})
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 

@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+import wandb_files
 from command_lines import general_distillation
 
 from tinybert_dist.files import read_json
@@ -25,6 +26,7 @@ OPTIONS = {
     "keep_checkpoints": 3,
     "logging_steps": 1,
     "wandb_mode": "offline",
+    "run_group": "night",
 }
 
 
@@ -43,6 +45,13 @@ def two(workspace, launch, tmp_path_factory):
 
 def test_exactly_one_wandb_run_whatever_the_world_size(two):
     assert len(list((two / "wandb").glob("offline-run-*"))) == 1
+    (path,) = wandb_files.run_files(two)
+    (run,) = wandb_files.runs(path)
+    assert (run.job_type, run.run_group) == ("general_distill", "night")
+    assert [row["step"] for row in wandb_files.history(path)] == list(range(1, STEPS + 1))
+    assert [
+        r.artifact.name for r in wandb_files.records(path) if r.WhichOneof("record_type") == "artifact"
+    ] == ["general_distill-run"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

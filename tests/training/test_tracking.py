@@ -1,5 +1,5 @@
+import contextlib
 import getpass
-import io
 import json
 import os
 import socket
@@ -11,9 +11,10 @@ import torch
 import wandb_files
 
 from tinybert_dist.config import UserError
-from tinybert_dist.training import tracking
-from tinybert_dist.training.progress import ProgressLine, progress_text, readable_count, readable_time
-from tinybert_dist.training.tracking import Tracker, keep_rows_until, resolve_wandb_mode
+from tinybert_dist.lineage import lineage_of
+from tinybert_dist.training import wandb_run
+from tinybert_dist.training.tracking import Tracker, TrackingOptions, keep_rows_until, tracked
+from tinybert_dist.training.wandb_run import resolve_mode
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +24,11 @@ def no_wandb_environment(monkeypatch):
             monkeypatch.delenv(name)
 
 
-def make(folder, **options):
-    options = {"is_main": True, "stage": "task_distill", "config": {"learning_rate": 3e-5}, **options}
-    return Tracker(folder, **options)
+def make(folder, is_main=True, config=None, resume_step=0, **options):
+    """A tracker of a training run."""
+    options = TrackingOptions(**options)
+    config = config or {"learning_rate": 3e-5}
+    return Tracker(options, "task_distill", folder, is_main, config, resume_step=resume_step)
 
 
 def rows(folder):
@@ -37,7 +40,7 @@ def logged(path):
 
 
 def test_offline_run_holds_what_was_logged(tmp_path):
-    tracker = make(tmp_path, group="night")
+    tracker = make(tmp_path, run_group="night")
     expected = []
     for step in range(10, 60, 10):
         values = {"loss/total": 1 / step, "loss/hidden/layer_1": 0.5, "eval/dev/accuracy": step / 100}
@@ -68,7 +71,7 @@ def test_resume_continues_the_same_run_and_keeps_one_row_per_step(tmp_path):
     for step in (1, 2, 3, 4):
         first.log(step, {"loss/total": float(step)})
     first.finish(1)
-    second = make(tmp_path, run_id=first.run_id, resume_step=2)
+    second = make(tmp_path, resume_step=2)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
     for step in (3, 4, 5):
         second.log(step, {"loss/total": 10.0 + step})
@@ -84,12 +87,12 @@ def test_resume_continues_the_same_run_and_keeps_one_row_per_step(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    tracker = make(tmp_path / "run", is_main=False, wandb_mode="offline", run_id="kept")
+    tracker = make(tmp_path / "run", is_main=False, wandb_mode="offline")
     tracker.log(1, {"loss/total": 1.0})
     tracker.log_table("t", ["a"], [[1]])
     tracker.summary({"a": 1})
+    assert tracker.run_id is None
     tracker.finish(0)
-    assert tracker.run_id == "kept"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,6 +103,83 @@ def test_disabled_writes_metrics_but_no_wandb(tmp_path):
     tracker.finish()
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert tracker.run_id is None
+
+
+def test_the_environment_can_switch_wandb_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with tracked(TrackingOptions(), "evaluate", tmp_path / "run", True, {}) as tracker:
+        tracker.log(0, {"eval/score": 1.0})
+        tracker.log_table("t", ["a"], [[1]])
+        assert tracker.place == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_failed_says_so_and_the_next_start_continues_it(tmp_path):
+    """Also without any checkpoint: the folder knows its run."""
+    options, ids = TrackingOptions(wandb_mode="offline"), []
+    for fails in (True, False):
+        with (
+            contextlib.suppress(RuntimeError),
+            tracked(options, "task_distill", tmp_path, True, {}, resume_step=0) as tracker,
+        ):
+            ids.append(tracker.run_id)
+            tracker.log(1, {"loss/total": 1.0})
+            if fails:
+                raise RuntimeError
+    assert ids[0] == ids[1]
+    with tracked(options, "evaluate", tmp_path, True, {}) as tracker:
+        assert tracker.run_id != ids[0]  # another stage in the same folder
+    ends = {
+        path: [r.exit.exit_code for r in wandb_files.records(path) if r.WhichOneof("record_type") == "exit"]
+        for path in wandb_files.run_files(tmp_path)
+    }
+    assert sorted(code for codes in ends.values() for code in codes) == [0, 0, 1]
+
+
+def test_project_and_group_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "scratch"))
+    with tracked(TrackingOptions(wandb_mode="offline"), "evaluate", tmp_path / "run", True, {}):
+        pass
+    (path,) = wandb_files.run_files(tmp_path)
+    run = wandb_files.runs(path)[0]
+    assert (run.project, run.run_group) == ("ours", "sweep") and path.is_relative_to(tmp_path / "scratch")
+    named = TrackingOptions(wandb_mode="offline", wandb_project="mine", run_group="night")
+    with tracked(named, "evaluate", tmp_path / "other", True, {}):
+        pass
+    both = {wandb_files.runs(file)[0].display_name: file for file in wandb_files.run_files(tmp_path)}
+    run = wandb_files.runs(both["evaluate-other"])[0]
+    assert (run.project, run.run_group) == ("mine", "night")
+
+
+def test_no_text_leaves_when_none_is_asked_for(tmp_path):
+    (tmp_path / "predictions.tsv").write_text(
+        "line\tlabel\tprediction\tp(a)\tp(b)\ttext\n2\ta\ta\t0.9\t0.1\tsecret\n"
+    )
+    for samples, shown in ((0, False), (1, True)):
+        options = TrackingOptions(wandb_mode="offline", wandb_samples=samples)
+        with tracked(options, "evaluate", tmp_path / str(samples), True, {}) as tracker:
+            tracker.log(0, {"eval/score": 1.0})
+            tracker.log_predictions(tmp_path)
+        (path,) = wandb_files.run_files(tmp_path / str(samples))
+        assert (
+            any(key.startswith("predictions/") for row in wandb_files.history(path) for key in row) == shown
+        )
+        assert bool(list((tmp_path / str(samples)).rglob("*.table.json"))) == shown
+
+
+def test_models_stay_here_when_asked_to(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with tracked(
+        TrackingOptions(wandb_mode="offline", wandb_log_model="none"), "s", tmp_path, True, {}
+    ) as tracker:
+        tracker.log_model(tmp_path)
+    (path,) = wandb_files.run_files(tmp_path)
+    assert not [r for r in wandb_files.records(path) if r.WhichOneof("record_type") == "artifact"]
+    assert lineage_of(tmp_path)["wandb"]["run_id"] == tracker.run_id
+    (tmp_path / "model.safetensors").write_bytes(b"others")  # no longer what that run made
+    assert set(lineage_of(tmp_path)) == {"name", "weights_sha256"}
 
 
 def test_not_a_number_stays_readable_json(tmp_path):
@@ -159,23 +239,23 @@ def test_nothing_of_the_machine_leaves_it(tmp_path, monkeypatch):
 
 
 def test_mode_is_chosen_by_key_and_environment(monkeypatch):
-    assert resolve_wandb_mode("auto") == "offline"
+    assert resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    assert resolve_wandb_mode("auto") == "online"
-    assert resolve_wandb_mode("disabled") == "disabled"
+    assert resolve_mode("auto") == "online"
+    assert resolve_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert resolve_wandb_mode("auto") == "offline"
+    assert resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(UserError, match=r"WANDB_MODE='sometimes': allowed are online"):
-        resolve_wandb_mode("auto")
+        resolve_mode("auto")
     with pytest.raises(UserError, match="allowed are auto, online, offline, disabled"):
-        resolve_wandb_mode("on")
+        resolve_mode("on")
 
 
 def test_online_without_network_falls_back_to_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 1)
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT_S", 1)
     tracker = make(tmp_path, wandb_mode="online")
     tracker.log(7, {"loss/total": 1.0})
     tracker.finish()
@@ -199,84 +279,3 @@ def test_tables_and_pictures_reach_the_run(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "run")] == [5, 6]
     assert [(row["_step"], row["loss/total"]) for row in wandb_files.history(path)] == [(5, 1.0), (6, 0.5)]
     assert list((tmp_path / "run").rglob("media/images/*.png"))
-
-
-# --- progress -----------------------------------------------------------------------------------------------
-
-VALUES = {
-    "loss/total": 9.5, "loss/attention": 7.123456, "loss/hidden": 2.0, "learning_rate": 5e-5,
-    "grad_norm": 0.8,
-    "throughput/tokens_per_s": 12345.0, "throughput/padding_pct": 3.2, "throughput/data_wait_pct": 0.4,
-    "throughput/memory_gib": 1.25,
-}  # fmt: skip
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("tinybert_dist.training.progress.time.monotonic", lambda: now[0])
-    return now
-
-
-def test_plain_lines_are_rare_and_the_last_is_shown(clock):
-    stream = io.StringIO()
-    line = ProgressLine(20, is_main=True, stream=stream, every_s=10)
-    for step in range(1, 21):
-        clock[0] += 3
-        line.update(step, VALUES)
-    line.finish()
-    shown = stream.getvalue().splitlines()
-    assert [text.split()[1] for text in shown] == ["1/20", "5/20", "9/20", "13/20", "17/20", "20/20"]
-    assert "\r" not in stream.getvalue()
-    assert shown[1] == (
-        "step 5/20  loss 9.5  att 7.123  hid 2  lr 5.00e-05  norm 0.8  "
-        "12.3k tok/s  pad 3%  wait 0%  1.2 GiB  ETA 45s"
-    )
-
-
-def test_a_loader_that_cannot_keep_up_is_said_so():
-    assert progress_text({"throughput/data_wait_pct": 43.2}) == "wait 43% (loader-bound: raise --num_workers)"
-    assert progress_text({"throughput/data_wait_pct": 19.0}) == "wait 19%"
-
-
-def test_terminal_line_is_rewritten_in_place(clock):
-    stream = Terminal()
-    line = ProgressLine(2, is_main=True, stream=stream)
-    clock[0] += 1
-    line.update(1, {"loss/total": 123.4})
-    clock[0] += 1
-    line.update(2, {"loss/total": 1.0})
-    line.finish()
-    first, second = stream.getvalue().strip("\r\n").split("\r")
-    assert len(second) >= len(first) and second.startswith("step 2/2  loss 1  ETA 0s")
-    assert stream.getvalue().count("\n") == 1
-
-
-def test_progress_is_silent_on_other_ranks_and_eta_counts_from_the_resume(clock):
-    stream = io.StringIO()
-    other = ProgressLine(2, is_main=False, stream=stream)
-    other.update(2, VALUES)
-    other.finish()
-    assert stream.getvalue() == ""
-    resumed = ProgressLine(1000, is_main=True, stream=stream, start_step=900)
-    clock[0] += 50
-    resumed.update(950, {})
-    assert stream.getvalue().endswith("ETA 50s\n")
-
-
-def test_units():
-    assert [readable_count(v) for v in (0.5, 999, 12345, 2.5e6, 999999)] == [
-        "0.5",
-        "999",
-        "12.3k",
-        "2.5M",
-        "1M",
-    ]
-    times = [readable_time(s) for s in (5, 192, 3600, 93784, float("nan"))]
-    assert times == ["5s", "3m12s", "1h00m", "1d02h", "?"]
-    assert "pad 51%" in progress_text({"throughput/padding_pct": 51.0})

@@ -18,7 +18,7 @@ from tinybert_dist.data.word_vectors import WordVectors
 
 # pair tasks repeat texts far apart (a premise of MNLI comes three times); about 1 KB a sentence
 CACHED_SENTENCES = 100_000
-NUM_SAMPLES = 3
+SAMPLES_PER_BLOCK, NUM_SAMPLES = 8, 64
 COUNTED = (
     *("sentences", "words", "by_model", "by_vectors", "unchanged"),
     *("queries_asked", "queries_unique", "queries_settled", "query_tokens"),
@@ -164,7 +164,7 @@ def augment_block(
     candidates = finder.find([row[c] for row in to_augment for c in text_columns])
     found_at = time.perf_counter()
     out: list[list[str]] = []
-    samples: list[list[str]] = []
+    samples: list[dict[str, list[str]]] = []
     for index, row in enumerate(rows, first):
         texts = [row[c] for c in text_columns]
         variants = [tuple(texts)]
@@ -175,7 +175,8 @@ def augment_block(
             for column, text in zip(text_columns, variant, strict=True):
                 new[column] = text
             out.append(new)
-        samples += (list(variant) for variant in variants[1:2] if len(samples) < NUM_SAMPLES)
+        if len(variants) > 1 and len(samples) < SAMPLES_PER_BLOCK:
+            samples.append({"original": texts, "augmented": list(variants[1])})
     seconds = {"candidates": found_at - started_at, "draws": time.perf_counter() - found_at}
     counts = {name: finder.counts[name] - counts_before[name] for name in finder.counts}
     facts = {"examples": len(rows), "rows": len(out), "counts": counts, "seconds": seconds}

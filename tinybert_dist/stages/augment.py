@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
+from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage, to_dict
 from tinybert_dist.data.augment_blocks import Blocks, ParquetRows, TsvRows
 from tinybert_dist.data.augment_files import Source, block_size, cut, glue_source, output_stem, path_source
 from tinybert_dist.data.augmentation import CandidateFinder, Draws, augment_block, sum_up
@@ -18,16 +18,18 @@ from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_vectors import WordVectors
 from tinybert_dist.files import fingerprint, sha256_of
 from tinybert_dist.models import LoadReport, load_masked_lm, load_tokenizer, lowers, weights_fingerprint
+from tinybert_dist.training.tracking import TrackingOptions, tracked
 
 DRAWS_OF_TASK = {"CoLA": 30, "MRPC": 30, "RTE": 30, "SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10}
 OTHER_DRAWS = 30
+SHOWN_SAMPLES = 3
 # CPU: matrix products are as fast as they get from 500 tokens on, and from 4000 on every activation is too
 # large for the allocator to keep: its pages are fetched anew in every layer
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 
 
 @dataclasses.dataclass(kw_only=True)
-class AugmentConfig(StageOptions):
+class AugmentConfig(TrackingOptions, StageOptions):
     """Options of `augment`."""
 
     pretrained_bert_model: str = HfArg(help="masked language model: hub name or folder")
@@ -149,6 +151,7 @@ def run(config: AugmentConfig) -> dict[str, Any]:
     more = {"N": plan.draws, "bad_records": bad.total, "output": str(plan.output), "finished": True}
     summary = blocks.join(lambda facts: sum_up(facts) | more)
     _report(summary)
+    _track(config, plan, summary)
     return summary
 
 
@@ -264,8 +267,21 @@ def _report(summary: dict[str, Any]) -> None:
         f"{counts['sentences'] / max(sum(seconds.values()), 1e-9):.1f} sentences/s "
         f"(candidates {seconds['candidates']:.1f} s, draws {seconds['draws']:.1f} s)"
     )
-    for sample in summary["samples"]:
-        print("  " + " | ".join(sample))
+    for sample in summary["samples"][:SHOWN_SAMPLES]:
+        print("  " + " | ".join(sample["augmented"]))
+
+
+def _track(config: AugmentConfig, plan: Plan, summary: dict[str, Any]) -> None:
+    numbers = {f"augment/{name}": summary[name] for name in ("examples", "new_rows", "bad_records")}
+    numbers |= {f"augment/{name}": count for name, count in summary["counts"].items()}
+    samples = summary["samples"][: config.wandb_samples]
+    rows = [[" | ".join(sample["original"]), " | ".join(sample["augmented"])] for sample in samples]
+    options = to_dict(config) | {"N": plan.draws}
+    with tracked(config, "augment", plan.output.parent, True, options, name=plan.output.name) as tracker:
+        tracker.use_model("pretrained_bert_model", config.pretrained_bert_model)
+        tracker.log(0, numbers)
+        if rows:
+            tracker.log_table("augmentations", ["original", "augmented"], rows)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

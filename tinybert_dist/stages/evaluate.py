@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinybert_dist.config import HfArg, StageOptions, run_stage
+from tinybert_dist.config import HfArg, StageOptions, run_stage, to_dict
 from tinybert_dist.data.encoding import encode
 from tinybert_dist.data.glue import is_glue
 from tinybert_dist.data.labels import map_labels
@@ -23,10 +23,11 @@ from tinybert_dist.models import (
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.scoring import Scorer, write_results
 from tinybert_dist.training.strategy import start_accelerator
+from tinybert_dist.training.tracking import TrackingOptions, tracked
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(TaskOptions, StageOptions):
+class EvaluateConfig(TaskOptions, TrackingOptions, StageOptions):
     """evaluate: model + task data -> eval_results.json, predictions.tsv."""
 
     student_model: str = HfArg(aliases=["--model"], help="the model to score: hub name or folder")
@@ -84,11 +85,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         if accelerator.is_main_process:
             print(f"evaluate: would score {count_parameters(model):,} parameters on {', '.join(splits)}")
         return {"outcome": "dry_run"}
-    scorer = Scorer.of(task, splits, tokenizer, collate, accelerator, config.eval_batch_size, order)
-    logits = scorer.all_logits(model)
-    result: dict[str, Any] = {"step": 0, "parameters": count_parameters(model), **scorer.scores(logits)}
-    if accelerator.is_main_process:
-        _write(Path(config.output_dir), scorer, logits, result)
+    is_main = accelerator.is_main_process
+    with tracked(config, "evaluate", config.output_dir, is_main, to_dict(config)) as tracker:
+        tracker.use_model("student_model", config.student_model)
+        scorer = Scorer.of(task, splits, tokenizer, collate, accelerator, config.eval_batch_size, order)
+        logits = scorer.all_logits(model)
+        scores = scorer.scores(logits)
+        result: dict[str, Any] = {"step": 0, "parameters": count_parameters(model), **scores}
+        if is_main:
+            _write(Path(config.output_dir), scorer, logits, result)
+            tracker.log(0, {f"eval/{name}": value for name, value in scores.items()})
+            facts = {"score": scores.get("score"), "parameters": result["parameters"]}
+            tracker.summary({name: value for name, value in facts.items() if value is not None})
+            tracker.log_predictions(config.output_dir)
+            if tracker.place:
+                print(f"evaluate: wandb run in {tracker.place}")
     accelerator.wait_for_everyone()
     return result
 

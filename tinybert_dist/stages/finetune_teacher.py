@@ -139,6 +139,8 @@ def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
             write_outputs=classifier_outputs(
                 config, "finetune_teacher", model, tokenizer, scorer, accelerator, source
             ),
+            models={"teacher_model": source} if source else {},
+            bad_records=bad.summary(),
             facts={"model": f"{source or config.from_scratch}: {count_parameters(model):,} parameters"},
         )
     )

@@ -123,6 +123,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
                 config, "general_distill", student, tokenizer, accelerator,
                 teacher=config.teacher_model, distiller=distiller,
             ),
+            models={"teacher_model": config.teacher_model, "student_model": config.student_model},
             facts={**facts, "learns": f"layers {layer_map} (student:teacher)"},
         )
     )  # fmt: skip

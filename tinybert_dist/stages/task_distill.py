@@ -168,7 +168,9 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
                 config, "task_distill", pair.student, tokenizer, scorer, accelerator, config.student_model,
                 teacher=config.teacher_model, distiller=distiller,
             ),
+            models={"teacher_model": config.teacher_model, "student_model": config.student_model},
             facts=facts,
+            bad_records=bad.summary(),
         )
     )  # fmt: skip
     return outcome

@@ -1,6 +1,9 @@
 """What this process is doing, noted by one-line calls wherever it makes progress."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 # phases in which a process may be waiting for the others: never the culprit while another is at work
@@ -28,3 +31,21 @@ def beat(phase: str, step: int | None = None) -> None:
         progress.num_steps += 1
     progress.phase, progress.progress_at = phase, time.time()
     progress.events += 1
+
+
+@contextmanager
+def keep_beating(phase: str, every_s: float = 1.0) -> Iterator[None]:
+    """This process is at work in `phase` however long that takes: for what has limits of its own."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(every_s):
+            beat(phase)
+
+    thread = threading.Thread(target=work, name=phase, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -29,6 +29,8 @@ class Job:
     make_targets: builds what `module` is called with beside the micro-batch (Teacher, KeptLogits, nothing);
         called once the folder is known to be this run's and unfinished, since it may take long.
     evaluate: metrics with a "score" (higher is better) of the module as it is now, computed by all processes.
+    models: the models that go in, folder or hub name by option, for the lineage of what comes out.
+    bad_records: what was passed over while the data were read, for the end.
     keep: whether the best or the last evaluated weights become the finished model.
     write_outputs: writes model folder and result files from the module into a folder; collective.
     """
@@ -44,6 +46,8 @@ class Job:
     make_targets: Callable[[], Targets] = lambda: no_targets
     transform: SampleTransform | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
+    bad_records: str = ""
     keep: Literal["best", "last"] = "last"
     facts: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
     targets: Targets = no_targets  # what make_targets returned

@@ -7,8 +7,10 @@ resumed run repeats an undisturbed one.
 """
 
 import math
+import time
 from typing import Any
 
+import psutil
 import torch
 
 from tinybert_dist.data.batches import draw_seed
@@ -30,6 +32,7 @@ from tinybert_dist.training.schedule import learning_rate_at
 from tinybert_dist.training.strategy import autocast, on_main
 from tinybert_dist.training.stream_feed import StreamFeed
 from tinybert_dist.training.tracking import Tracker
+from tinybert_dist.training.utilisation import Utilisation
 from tinybert_dist.training.window import Window
 from tinybert_dist.training.wrap import wrap
 
@@ -49,11 +52,12 @@ class TrainingLoop:
         self.total_steps = options.max_steps or math.ceil(steps_per_epoch * options.num_train_epochs)
         self.eval_step = options.eval_step or steps_per_epoch
         self.save_step = options.save_step or self.eval_step
-        self.step, self.best, self.evaluated, self.run_id = 0, None, {}, None
+        self.step, self.best, self.evaluated, self.tokens_seen = 0, None, {}, 0.0
         if resumed:
             state = resumed.state
             self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
-            self.run_id = state["run_id"]
+            self.tokens_seen = state.get("tokens_seen", 0.0)  # older ones did not count
+        self.start_step, self.taken_s = self.step, 0.0
         self.frozen, self.reached = self._freeze_unreached()
         if resumed:
             job.module.load_state_dict(resumed.parameters())
@@ -63,29 +67,18 @@ class TrainingLoop:
         self.term_weights = torch.tensor(list(job.module.term_weights.values()), device=accelerator.device)
         self.saved_step = self.step if resumed else -1
         self.counts: dict[str, float] = {}  # of the last step; "data/...": since the run began
+        self.utilisation = Utilisation(job)
 
-    def run(self, stop: StopRequest) -> str:
+    def run(self, stop: StopRequest, tracker: Tracker) -> str:
         """Returns "" when all steps are done, else the reason of the stop."""
         options, accelerator = self.options, self.accelerator
-        tracker = Tracker(
-            self.folder.path,
-            is_main=accelerator.is_main_process,
-            stage=self.job.stage,
-            config=self.folder.identity,
-            wandb_mode=options.wandb_mode,
-            project=options.wandb_project,
-            group=options.run_group,
-            run_id=self.run_id,
-            resume_step=self.step,
-        )
-        self.run_id = tracker.run_id
         progress = ProgressLine(self.total_steps, is_main=accelerator.is_main_process, start_step=self.step)
-        shares, start_step = self.feed.shares(self.step, self.total_steps), self.step
+        shares, started_at = self.feed.shares(self.step, self.total_steps), time.monotonic()
         stop_reason, window = "", Window(self.job.module.term_weights)
         while self.step < self.total_steps and not stop_reason:
             beat("fetch", self.step + 1)
             # before the first step the loader starts and fills: no sign that it cannot keep up
-            with window.waiting() if self.step > start_step else window.paused():
+            with window.waiting() if self.step > self.start_step else window.paused():
                 share = next(shares)
             stop_ranks = self._optimizer_step(share, window, bool(stop))
             self.step += 1
@@ -97,6 +90,7 @@ class TrainingLoop:
             values = {}
             if self.step == 1 or self.step % options.logging_steps == 0 or last:
                 values = self._progress() | window.values()
+                values |= self.utilisation.values(values["throughput/tokens_per_s"])
                 window = Window(self.job.module.term_weights)
             if self.job.evaluate and (self.step % self.eval_step == 0 or last):
                 with window.paused():
@@ -111,8 +105,10 @@ class TrainingLoop:
                 with window.paused():
                     self.save()
         progress.finish()
+        self.taken_s = time.monotonic() - started_at
         tracker.summary({"step": self.step, **{f"best/{k}": v for k, v in (self.best or {}).items()}})
-        tracker.finish()
+        if self.best:
+            tracker.summary({"score": self.best["score"]})
         return stop_reason
 
     def _optimizer_step(self, share: Share, window: Window, stop: bool) -> list[int]:
@@ -147,6 +143,7 @@ class TrainingLoop:
         self.rate = self._learning_rate()
         self.trained.step(grad_norm, self.rate)
         self.counts = totals.counts()
+        self.tokens_seen += self.counts["tokens"]
         window.add(losses, grad_norm, self.counts)
         return stop_ranks
 
@@ -154,10 +151,14 @@ class TrainingLoop:
         return step == 1 or step % self.options.checksum_step == 0
 
     def _progress(self) -> dict[str, float]:
-        values = {"epoch": self.step / self.feed.steps_per_epoch, "learning_rate": self.rate}
-        if self.accelerator.device.type == "cuda":
-            values["throughput/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return values
+        on_gpu = self.accelerator.device.type == "cuda"
+        used_bytes = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
+        return {
+            "epoch": self.step / self.feed.steps_per_epoch,
+            "learning_rate": self.rate,
+            "data/tokens_seen": self.tokens_seen,
+            "throughput/memory_gib": used_bytes / 2**30,
+        }
 
     def _learning_rate(self) -> float:
         options = self.options
@@ -193,7 +194,7 @@ class TrainingLoop:
             "needs": [self.best["step"]] if self.best and self.job.keep == "best" else [],
             "constants": self.feed.constants,
             "position": self.feed.position(),
-            "run_id": self.run_id,
+            "tokens_seen": self.tokens_seen,
             "identity": self.folder.identity,
         }
         self.trained.publish()

@@ -1,12 +1,13 @@
 """Options every training stage takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tinybert_dist.config import HfArg, StageOptions, UserError
+from tinybert_dist.training.tracking import TrackingOptions
 
 
 @dataclass(kw_only=True)
-class TrainingOptions(StageOptions):
+class TrainingOptions(TrackingOptions, StageOptions):
     """How a model is trained: batch, schedule, precision, and how often things happen."""
 
     train_batch_size: int = HfArg(
@@ -67,13 +68,6 @@ class TrainingOptions(StageOptions):
         help="seconds without progress after which a hanging process is named and the job ended (resumable)",
     )
     continue_train: bool = HfArg(default=False, help="accepted for old command lines: resuming is automatic")
-    wandb_mode: str = HfArg(
-        default="auto",
-        metadata={"choices": ["auto", "online", "offline", "disabled"]},
-        help="auto: online with an API key, else offline files in the output folder",
-    )
-    wandb_project: str = HfArg(default="tinybert_dist", help="wandb project")
-    run_group: str | None = HfArg(default=None, help="wandb group, such as the name of a pipeline")
 
     def __post_init__(self) -> None:
         for name in (
@@ -109,6 +103,6 @@ class TrainingOptions(StageOptions):
 # Options that do not change the numbers a run computes: they may differ when it is resumed.
 OPERATIONAL = {
     "output_dir", "dry_run", "num_workers", "logging_steps", "save_step", "checksum_step", "keep_checkpoints",
-    "eval_batch_size", "max_seconds", "hang_timeout_s", "continue_train", "wandb_mode", "wandb_project",
-    "run_group", "teacher_sharding",
+    "eval_batch_size", "max_seconds", "hang_timeout_s", "continue_train", "teacher_sharding",
+    *(field.name for field in fields(TrackingOptions)),
 }  # fmt: skip

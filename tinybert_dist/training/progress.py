@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import TextIO
 
 SHORT = {"loss/total": "loss", "loss/attention": "att", "loss/hidden": "hid", "loss/prediction": "pred"}
+SHORT["eval/score"] = "score"
 
 MAX_WAIT_PCT = 20
 LOADER_BOUND = " (loader-bound: raise --num_workers)"
 
 
 class ProgressLine:
-    """Rewrites one line on a terminal; elsewhere prints a plain line at most every `every_s` seconds, and the
-    last.
+    """Rewrites one line on a terminal; elsewhere prints a plain line at most every `every_s` seconds, the
+    scores, and the last.
 
     Silent unless `is_main`. `start_step` is the step a resumed run begins at, for the ETA.
     """
@@ -41,7 +42,8 @@ class ProgressLine:
             return
         now = time.monotonic()
         wait_s = 0.1 if self._in_place else self._every_s
-        if step < self._total_steps and now - self._shown_at < wait_s:
+        is_news = step == self._total_steps or "eval/score" in values
+        if not is_news and now - self._shown_at < wait_s:
             return
         self._shown_at = now
         done = step - self._start_step
@@ -74,6 +76,7 @@ def progress_text(values: Mapping[str, float]) -> str:
         ("throughput/tokens_per_s", lambda v: f"{readable_count(v)} tok/s"),
         ("throughput/padding_pct", lambda v: f"pad {v:.0f}%"),
         ("throughput/data_wait_pct", lambda v: f"wait {v:.0f}%" + (LOADER_BOUND if v > MAX_WAIT_PCT else "")),
+        ("throughput/mfu_pct", lambda v: f"MFU {v:.0f}%"),
         ("throughput/memory_gib", lambda v: f"{v:.1f} GiB"),
     )
     return "  ".join(parts + [show(values[key]) for key, show in formats if key in values])
@@ -81,7 +84,7 @@ def progress_text(values: Mapping[str, float]) -> str:
 
 def readable_count(value: float) -> str:
     """12345 -> 12.3k."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.3g}"

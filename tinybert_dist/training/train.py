@@ -13,7 +13,9 @@ from tinybert_dist.training.job import Job
 from tinybert_dist.training.loop import TrainingLoop
 from tinybert_dist.training.progress import readable_count
 from tinybert_dist.training.run_folder import RunFolder
-from tinybert_dist.training.strategy import on_main, strategy_name
+from tinybert_dist.training.strategy import on_main
+from tinybert_dist.training.telling import after, before, lines
+from tinybert_dist.training.tracking import tracked
 from tinybert_dist.training.watchdog import Watchdog
 
 MEASURED_S = 1.0
@@ -30,7 +32,10 @@ def train(job: Job) -> dict[str, Any]:
     folder = RunFolder(job.options.output_dir, job.stage, job.options, inputs)
     if job.options.dry_run:
         job.targets = job.make_targets()
-        _describe(job, TrainingLoop(job, folder, None), say)
+        loop = TrainingLoop(job, folder, None)
+        rate = readable_count(loop.feed.delivery_rate(MEASURED_S))
+        alone = {"loader alone": f"{rate} real tokens/s with one core"}
+        say("\n".join(lines(before(job, loop) | alone)))
         return {"outcome": "dry_run"}
     try:
         folder.attempt.token = on_main(job.accelerator, folder.claim)
@@ -61,16 +66,25 @@ def _train(
     on_main(job.accelerator, folder.end, "running", checkpoint.step if checkpoint else 0)
     job.targets = job.make_targets()
     loop = TrainingLoop(job, folder, checkpoint)
-    _describe(job, loop, say)
+    say("\n".join(lines(before(job, loop))))
     # signals are repeated, and launchers end what is left when one process died: not before it is recorded
     stop = until_recorded.enter_context(StopRequest(folder.path / "STOP", job.options.max_seconds))
-    stop_reason = loop.run(stop)
-    if bad_records := loop.counts.get("data/bad_records"):
-        say(
-            f"{job.stage}: {bad_records:,.0f} bad records passed over (the first of each kind is named above)"
+    tracker = until_recorded.enter_context(
+        tracked(
+            job.options,
+            job.stage,
+            folder.path,
+            job.accelerator.is_main_process,
+            folder.identity,
+            resume_step=loop.step,
         )
+    )
+    for option, model in job.models.items():
+        tracker.use_model(option, model)
+    stop_reason = loop.run(stop, tracker)
     if stop_reason:
         say(f"{job.stage}: stopped at step {loop.step} ({stop_reason}); the same command resumes")
+        say("\n".join(lines(after(job, folder, loop, tracker, is_finished=False))))
         return on_main(job.accelerator, folder.end, "interrupted", loop.step, stop_reason)
     result = loop.evaluated
     if job.keep == "best" and loop.best:
@@ -82,9 +96,12 @@ def _train(
     result = {"step": loop.step, **result}
     beat("outputs")
     job.write_outputs(folder.path, result)
+    tracker.log_predictions(folder.path)
+    tracker.log_model(folder.path, result)
     beat("wait")
     job.accelerator.wait_for_everyone()
     say(f"{job.stage}: finished at step {loop.step}; model in {folder.path}")
+    say("\n".join(lines(after(job, folder, loop, tracker, is_finished=True))))
     return on_main(job.accelerator, lambda: folder.end("finished", loop.step, result=result))
 
 
@@ -106,25 +123,6 @@ def _newest_checkpoint(job: Job, folder: RunFolder) -> Checkpoint | None:
     if newest and job.accelerator.is_main_process:
         print(f"{job.stage}: resuming {folder.path} from step {newest.step}")
     return newest
-
-
-def _describe(job: Job, loop: TrainingLoop, say: Callable[..., None]) -> None:
-    trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
-    facts = {
-        **job.facts,
-        **loop.feed.facts,
-        "processes": f"{job.accelerator.num_processes} on {job.accelerator.device.type}, "
-        f"{strategy_name(job.accelerator)}, {job.accelerator.precision} mixed precision",
-        "steps": f"{loop.total_steps:,} ({loop.feed.steps_per_epoch:,} an epoch)",
-        "trained parameters": f"{trained:,}"
-        + (f"; {len(loop.frozen)} tensors frozen" if loop.frozen else ""),
-    }
-    if job.options.dry_run:
-        rate = readable_count(loop.feed.delivery_rate(MEASURED_S))
-        facts["loader alone"] = f"{rate} real tokens/s with one core"
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        say(f"  {name:<{width}}  {value}")
 
 
 def _silent(*arguments: object) -> None:

@@ -53,7 +53,13 @@ def runs(path: Path) -> list:
 
 
 def config(path: Path) -> dict:
-    return {key: value for run in runs(path) for key, value in _items(run.config.update).items()}
+    """As it is after all updates."""
+    found: dict = {}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            found.update(_items((record.run.config if kind == "run" else record.config).update))
+    return found
 
 
 def summary(path: Path) -> dict:
