@@ -66,7 +66,7 @@ def build_model(
         raise UserError(f"{files[0]}: transformers has no such model for model_type {config.model_type!r}.")
     projections = [name for name in state if PROJECTION_KEY.match(name)]
     weights = {name: tensor for name, tensor in state.items() if name not in projections}
-    with _quiet(), whole_tensors(), torch.random.fork_rng(devices=[]):
+    with quiet_loading(), whole_tensors(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = mapping[type(config)].from_pretrained(
             None,
@@ -120,7 +120,8 @@ def _some(items: Iterable[str], limit: int = 6) -> str:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet_loading():
+    """Inside, transformers says nothing while it loads."""
     # transformers prints a table of its own and a bar per model; load_report is the one account
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

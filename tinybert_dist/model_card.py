@@ -1,6 +1,6 @@
 """The README.md of a saved model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,22 @@ METHOD = {
     "finetune_teacher": "An encoder was fine-tuned on the labels of the task; it serves as a teacher.",
 }
 
+ONNX_USE = """\
+import onnxruntime
+from transformers import AutoConfig, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+names = AutoConfig.from_pretrained(folder).id2label
+session = onnxruntime.InferenceSession(f"{{folder}}/{file}")
+
+texts = ["The first text.", "Another one, which is longer."]
+inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="np")
+wanted = [entry.name for entry in session.get_inputs()]
+logits = session.run(["logits"], {{name: inputs[name] for name in wanted}})[0]
+for text, row in zip(texts, logits):
+    print(text, names[int(row.argmax())] if len(row) > 1 else "", row)"""
+
 
 def model_card(
     *,
@@ -33,10 +49,16 @@ def model_card(
     sizes: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    ancestry: Sequence[Mapping[str, Any]] = (),
+    formats: Sequence[Mapping[str, Any]] = (),
+    remarks: Sequence[str] = (),
+    onnx_file: str | None = None,
+    max_length: int | None = None,
 ) -> str:
     """Markdown with YAML front matter. `stage` picks the paragraph on the method; `sizes`, `settings` and
-    `metrics` become tables. Folders are reduced to their last part: a card travels, the machine's paths do
-    not."""
+    `metrics` become tables, `ancestry` (see there) and `formats` tables of many columns; `remarks` follow
+    the formats. `onnx_file`: how to run it, at most `max_length` tokens a text. Folders are reduced to their
+    last part: a card travels, the machine's paths do not."""
     front: dict[str, Any] = {
         "library_name": "transformers",
         "tags": ["tinybert", "knowledge-distillation", stage.replace("_", "-")],
@@ -64,11 +86,27 @@ def model_card(
         if table:
             lines += ["", f"## {heading}", "", "| | |", "|---|---|"]
             lines += [f"| {_cell(key)} | {_cell(_travel(value))} |" for key, value in table.items()]
+    for heading, rows in (("Formats", formats), ("How it was made", ancestry)):
+        if rows:
+            lines += ["", f"## {heading}", "", *_rows(rows)]
+            lines += ["", *remarks] if heading == "Formats" and remarks else []
     loader = LOADERS.get(stage, "AutoModelForSequenceClassification")
     lines += ["", "## Use", "", "```python", f"from transformers import AutoTokenizer, {loader}", ""]
     lines += ['tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")']
     lines += [f'model = {loader}.from_pretrained("path/to/this/folder")', "```", ""]
+    if onnx_file:
+        lines += ["With onnxruntime, and without torch:", "", "```python"]
+        lines += [ONNX_USE.format(file=onnx_file, max_length=max_length), "```", ""]
     return "\n".join(lines)
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = ("" if row.get(name) is None else _cell(row[name]) for name in columns)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _is_hub_name(name: str) -> bool:

@@ -54,6 +54,10 @@ class Scorer:
         model.eval()
         logits = predict(model, self.datasets[split], self.collate, self.accelerator, self.max_tokens)
         model.train(was_training)
+        return self.in_task_order(logits)
+
+    def in_task_order(self, logits: np.ndarray) -> np.ndarray:
+        """A model's [N, C] in the task's label order; regression: [N]."""
         if self.task.spec.mode == "regression":
             return logits[:, 0]
         return logits if self.label_order is None else logits[:, self.label_order]
@@ -102,17 +106,22 @@ class Scorer:
 
 def write_results(folder: Path, task: str, selection_metric: str, result: dict[str, Any]) -> None:
     """eval_results.json and the reference's eval_results.txt (`name = value`) from Scorer's flat metrics."""
-    splits: dict[str, dict[str, float]] = {}
-    for name, value in result.items():
-        split, slash, metric = name.partition("/")
-        if slash:
-            splits.setdefault(split, {})[metric] = value
     facts = {
         "task": task,
         "selection_metric": selection_metric,
         "score": result["score"],
         "step": result["step"],
     }
-    write_json(folder / "eval_results.json", {**facts, "splits": splits})
+    write_json(folder / "eval_results.json", {**facts, "splits": by_metric(result)})
     lines = [f"{name} = {value}" for name, value in sorted(result.items())]
     write_atomic(folder / "eval_results.txt", "\n".join(lines) + "\n")
+
+
+def by_metric(flat: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """{split: {metric: value}} of Scorer's flat `<split>/<metric>`."""
+    splits: dict[str, dict[str, float]] = {}
+    for name, value in flat.items():
+        split, slash, metric = name.partition("/")
+        if slash:
+            splits.setdefault(split, {})[metric] = value
+    return splits
