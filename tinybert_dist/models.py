@@ -136,7 +136,7 @@ def require_trained_head(model: PreTrainedModel, path: str | Path) -> None:
 def no_trained_head(path: str | Path, missing: Sequence[str]) -> UserError:
     """What to tell the user of a model whose files lack a classification head."""
     return UserError(
-        f"{path} has no trained classification head ({', '.join(missing)} missing): give a fine-tuned or "
+        f"{path} has no trained classification head ({', '.join(missing)} missing). Give a fine-tuned or "
         "distilled model of this task, such as the output of finetune_teacher."
     )
 

@@ -43,7 +43,7 @@ def student_config(name_or_config: str | Path, teacher_config: PreTrainedConfig)
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"{name_or_config}: hidden_size {config.hidden_size} is no multiple of "
-            f"{config.num_attention_heads} heads."
+            f"{config.num_attention_heads} heads. Correct one of the two."
         )
     return config
 

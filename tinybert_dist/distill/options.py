@@ -55,7 +55,7 @@ class DistillOptions:
             raise UserError("loss weights must not be negative")
         if not (weights.attention or weights.hidden or weights.embedding):
             raise UserError(
-                "all losses are switched off: give --attention_weight, --hidden_weight or --embedding_weight"
+                "all losses are switched off; give --attention_weight, --hidden_weight or --embedding_weight"
             )
         return weights
 

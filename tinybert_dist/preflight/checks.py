@@ -53,6 +53,7 @@ CHECKS: dict[str, dict[str, Check]] = {
     "finetune_teacher": LAUNCH | FOLDER | TEACHER | TOKENIZER | TASK | CORPUS | SCHEDULE | SPACE,
     "augment": LAUNCH | FOLDER | TEACHER | TOKENIZER | AUGMENT,
     "task_distill": LAUNCH | FOLDER | TEACHER | STUDENT | TOKENIZER | PAIR | TASK | SCHEDULE | SPACE,
+    "report": LAUNCH | FOLDER | TEACHER | STUDENT | {"evaluations": data_checks.check_evaluations},
     "evaluate": LAUNCH | FOLDER | STUDENT | TOKENIZER | TASK,
 }
 OTHERS = LAUNCH | FOLDER
@@ -62,11 +63,10 @@ def preflight(stage: str, config: Any) -> None:
     """Checks what a stage was asked for, in seconds and without changing anything; silent when all is well.
 
     Warnings are printed by the first process. Raises UserError with all mistakes found, each with what to
-    change. A finished run is left alone: there is nothing to protect it from.
+    change. Of a finished run only the folder is looked at: there is nothing to protect it from.
     """
-    if is_finished(config):
-        return
-    findings = examine(CHECKS.get(stage, OTHERS), Subject(stage, config))
+    checks = FOLDER if is_finished(config) else CHECKS.get(stage, OTHERS)
+    findings = examine(checks, Subject(stage, config))
     if processes.rank == 0:
         for finding in findings:
             if finding.severity == "warning":

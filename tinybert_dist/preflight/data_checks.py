@@ -20,6 +20,7 @@ from tinybert_dist.data.token_manifest import MANIFEST
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.preflight.findings import Finding, NotYet, error, ok, warning
 from tinybert_dist.preflight.subject import SAMPLE_ROWS, Subject
+from tinybert_dist.report.measure import read_evaluation
 from tinybert_dist.training.corpus import require_usable
 
 SAMPLE_TEXTS, SAMPLE_CHARS = 300, 5000
@@ -113,6 +114,15 @@ def check_corpus(subject: Subject) -> Iterator[Finding]:
     yield from _check_texts(subject, texts, path, is_cut=getattr(config, "mode", "pairs") == "line")
 
 
+def check_evaluations(subject: Subject) -> Iterator[Finding]:
+    """The scores that a report compares are there."""
+    for role in ("teacher", "student", "label_only"):
+        folder = getattr(subject.config, f"{role}_eval") or getattr(subject.config, f"{role}_model")
+        if folder:
+            subject.earlier.require_written(folder)
+            yield ok(f"{role}: {read_evaluation(folder)['score']}")
+
+
 def _length(subject: Subject, path: str) -> int:
     config = subject.config
     if path == getattr(config, "pretrain_file_path", None):
@@ -149,7 +159,8 @@ def _check_texts(
         f"{subject.vocabulary.name}: probably the tokenizer of another language."
     )
     remedy = "Give a model of the language of the text."
-    if pct > FOREIGN_PCT:
+    is_foreign = sum(map(str.isascii, flat)) < len(flat) / 2  # else a small vocabulary may be meant
+    if pct > FOREIGN_PCT and is_foreign:
         yield error(problem, remedy)
     elif pct > MAX_UNKNOWN_PCT:
         yield warning(problem, remedy)

@@ -17,6 +17,8 @@ from tinybert_dist.students import require_copyable
 from tinybert_dist.training.layout import require_rows
 from tinybert_dist.training.student import check_same_vocabulary, require_equal_vocabularies
 
+HEAD = ("classifier.bias", "classifier.weight")
+
 
 def check_teacher(subject: Subject) -> Iterator[Finding]:
     """The teacher is an encoder, and its files are whole."""
@@ -46,21 +48,18 @@ def check_tokenizer(subject: Subject) -> Iterator[Finding]:
     yield ok(f"{subject.vocabulary.name}: {len(tokenizer):,} pieces, {_case(tokenizer)}")
     if subject.stage == "prepare_corpus":
         return  # no model is run
-    pretrains_new = subject.stage == "finetune_teacher" and subject.teacher is None
-    for model in filter(None, (subject.teacher, None if pretrains_new else subject.student)):
-        require_rows(model.config, model.name, len(tokenizer), subject.config.max_seq_length)
+    if subject.teacher is not None and subject.student is not None:
+        yield from _check_students_tokenizer(subject)
+    # augment cuts its queries to what the model holds
+    length = 0 if subject.stage == "augment" else subject.config.max_seq_length
+    for model in filter(None, (subject.teacher, subject.trained)):
+        require_rows(model.config, model.name, len(tokenizer), length)
         pad = model.config.pad_token_id
         if pad is not None and pad != tokenizer.pad_token_id:
             yield warning(
                 f"{model.name}: pad_token_id {pad} in its config, {tokenizer.pad_token_id} in the tokenizer.",
                 "Correct config.json if they belong together, else give the tokenizer of this model.",
             )
-    if pretrains_new:
-        require_rows(
-            subject.trained.config, subject.trained.name, len(tokenizer), subject.config.max_seq_length
-        )
-    if subject.teacher is not None and subject.student is not None:
-        yield from _check_students_tokenizer(subject)
 
 
 def check_pair(subject: Subject) -> Iterator[Finding]:
@@ -105,7 +104,7 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
         heads = [(subject.teacher, True), (subject.student, False)]
     for model, must_be_trained in heads:
         if model.num_trained is None and must_be_trained:
-            raise no_trained_head(model.name, ["classifier.weight"])
+            raise no_trained_head(model.name, HEAD)
     spec, seen = subject.task.spec, subject.task.labels_seen
     for model, _ in heads:
         file = model.weights_file if isinstance(model, Stored) else model.name

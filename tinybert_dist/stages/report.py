@@ -15,6 +15,7 @@ import torch
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage
 from tinybert_dist.files import fingerprint, read_json, sha256_of, write_atomic, write_json
 from tinybert_dist.models import load_classifier
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.report import card as report_card
 from tinybert_dist.report import figures, measure
 
@@ -43,6 +44,7 @@ class ReportConfig(StageOptions):
 
 def run(config: ReportConfig) -> dict[str, Any]:
     """Measures, writes the three files, prints the card, returns it. Unchanged inputs: what is on disk."""
+    preflight("report", config)
     folders = {role: folder for role in report_card.ROLES if (folder := getattr(config, f"{role}_model"))}
     evaluations = {
         role: measure.read_evaluation(getattr(config, f"{role}_eval") or folder)
