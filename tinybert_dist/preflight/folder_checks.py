@@ -50,15 +50,15 @@ def check_space(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if not config.output_dir:
         return
-    free = _free_bytes(Path(config.output_dir))
-    parts = {"tokens": _token_bytes(subject)}
-    least = parts["tokens"]
+    # what an earlier attempt has written is there already
+    free = _free_bytes(Path(config.output_dir)) + _own_bytes(Path(config.output_dir))
+    parts, least = {"tokens": _token_bytes(subject)}, 0
     if isinstance(config, TrainingOptions):
         checkpoint = subject.trained.num_parameters * BYTES_PER_PARAMETER
         # the newest ones, the best, and the one that is being written
         parts["checkpoints"] = checkpoint * (config.keep_checkpoints + 2)
         parts["finished model"] = checkpoint // 3
-        least += checkpoint + parts["finished model"]
+        least = checkpoint + parts["finished model"]
     needed = sum(parts.values())
     account = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
     if free < needed:
@@ -100,6 +100,10 @@ def _existing(folder: Path) -> Path:
 
 def _free_bytes(folder: Path) -> int:
     return psutil.disk_usage(str(_existing(folder))).free
+
+
+def _own_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
 
 
 def _check_locks(folder: Path) -> Iterator[Finding]:
