@@ -1,5 +1,6 @@
 """The doctor: no false alarm on good configurations and recipes, steps seen together, its command line."""
 
+import functools
 import json
 import resource
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import BertConfig, BertForMaskedLM
 
 from tinybert_dist import cli
+from tinybert_dist.models import load_tokenizer
 from tinybert_dist.pipeline.recipe import read_recipe
 from tinybert_dist.stages import doctor, pipeline
 
@@ -46,11 +49,51 @@ def test_the_reference_folders_raise_no_alarm(good, general_folder, tmp_path):
     )  # its made-up vocabulary knows no word
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
-def test_shipped_recipes_raise_no_alarm_before_they_run(recipe, tmp_path):
-    overrides = [f"output_dir={tmp_path / 'runs'}"] if "output_dir:" in recipe.read_text() else []
-    parts = doctor.examine_steps(read_recipe(recipe, overrides).steps)
-    assert all(not complaints(part.findings) for part in parts), listed(parts)
+@pytest.fixture(scope="session")
+def pretrained(shared_data, tmp_path_factory):
+    """pretrained(name): a small model, untrained, with the vocabulary of the real one of that name."""
+
+    def make(name):
+        folder = tmp_path_factory.mktemp("pretrained") / name
+        tokenizer = load_tokenizer(shared_data / "vocab" / name)
+        tokenizer.save_pretrained(folder)
+        sizes = {
+            "hidden_size": 48,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "intermediate_size": 48,
+        }
+        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+        return folder
+
+    return functools.cache(make)
+
+
+def inputs_of(recipe, shared_data, pretrained):
+    """What a user would have beside a recipe, as `--set` takes it."""
+    if recipe == "quickstart":
+        return {}
+    if recipe == "chinese":
+        data = shared_data / "zh" / "dialogue"
+        return {"data": data, "corpus": data / "train.txt", "pretrained": pretrained("bert-base-chinese")}
+    return {
+        "glue": shared_data / "glue",
+        "glove": next((shared_data / "glove").iterdir()),
+        "corpus": shared_data / "corpus" / "en",
+        "pretrained": pretrained("bert-base-uncased"),
+    }
+
+
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.yaml")))
+def test_shipped_recipes_raise_no_alarm_before_they_run(recipe, shared_data, pretrained, tmp_path):
+    values = inputs_of(recipe, shared_data, pretrained) | {"output_dir": tmp_path / "runs"}
+    if "glue" in recipe:
+        values["common"] = tmp_path / "common"
+    overrides = [f"{name}={value}" for name, value in values.items()]
+    parts = doctor.examine_steps(read_recipe(RECIPES / f"{recipe}.yaml", overrides).steps)
+    # they are for machines with more cores than those of tests
+    found = [f for part in parts for f in complaints(part.findings) if f.check != "workers"]
+    assert not found, listed(parts)
     assert sum(part.seconds for part in parts) < MAX_SECONDS
 
 

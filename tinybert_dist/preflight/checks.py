@@ -53,7 +53,8 @@ CHECKS: dict[str, dict[str, Check]] = {
     "finetune_teacher": LAUNCH | FOLDER | TEACHER | TOKENIZER | TASK | CORPUS | SCHEDULE | SPACE,
     "augment": LAUNCH | FOLDER | TEACHER | TOKENIZER | AUGMENT,
     "task_distill": LAUNCH | FOLDER | TEACHER | STUDENT | TOKENIZER | PAIR | TASK | SCHEDULE | SPACE,
-    "report": LAUNCH | FOLDER | TEACHER | STUDENT | {"evaluations": data_checks.check_evaluations},
+    "export": LAUNCH | FOLDER | STUDENT | TOKENIZER | TASK,
+    "report": LAUNCH | FOLDER | {"evaluations": data_checks.check_evaluations},
     "evaluate": LAUNCH | FOLDER | STUDENT | TOKENIZER | TASK,
 }
 OTHERS = LAUNCH | FOLDER

@@ -33,6 +33,8 @@ FEW_VALUES = 3
 
 def check_task_rows(subject: Subject) -> Iterator[Finding]:
     """The first rows of every split can be read, and hold texts and labels."""
+    if not subject.config.data_dir:
+        return  # export without data to score on
     task, policy = subject.task, subject.config.on_bad_record
     spec, facts = task.spec, []
     for split, path in task.paths.items():
@@ -67,6 +69,8 @@ def check_task_rows(subject: Subject) -> Iterator[Finding]:
 
 def check_task_texts(subject: Subject) -> Iterator[Finding]:
     """Task data: the tokenizer's language, and the share of texts that would be cut."""
+    if not subject.config.data_dir:
+        return
     path = subject.task.paths.get("train") or next(iter(subject.task.paths.values()))
     split = "train" if "train" in subject.task.paths else next(iter(subject.task.paths))
     records = read_records(path, subject.task.spec, BadRecords("skip"), split)
@@ -117,10 +121,16 @@ def check_corpus(subject: Subject) -> Iterator[Finding]:
 def check_evaluations(subject: Subject) -> Iterator[Finding]:
     """The scores that a report compares are there."""
     for role in ("teacher", "student", "label_only"):
-        folder = getattr(subject.config, f"{role}_eval") or getattr(subject.config, f"{role}_model")
-        if folder:
+        models, evaluations = (
+            _several(getattr(subject.config, f"{role}_{what}")) for what in ("model", "eval")
+        )
+        for folder in evaluations or models:
             subject.earlier.require_written(folder)
             yield ok(f"{role}: {read_evaluation(folder)['score']}")
+
+
+def _several(folders: str | list[str] | None) -> list[str]:
+    return [folders] if isinstance(folders, str) else folders or []
 
 
 def _length(subject: Subject, path: str) -> int:
@@ -148,7 +158,8 @@ def _check_texts(
 ) -> Iterator[Finding]:
     if not texts:
         return
-    tokenizer, limit = subject.tokenizer, subject.config.max_seq_length
+    tokenizer = subject.tokenizer
+    limit = subject.config.max_seq_length or tokenizer.model_max_length
     flat = [text[:SAMPLE_CHARS] for row in texts for text in row]
     encoded = tokenizer(flat, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     unknown = tokenizer.unk_token_id

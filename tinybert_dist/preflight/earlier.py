@@ -1,15 +1,20 @@
 """What the steps of a recipe leave for those after them, as far as it is known before any has run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+from tinybert_dist.config import UserError
 from tinybert_dist.files import read_json
 from tinybert_dist.preflight.findings import NotYet
 from tinybert_dist.preflight.models import Model, Planned
 
 if TYPE_CHECKING:
     from tinybert_dist.preflight.subject import Subject
+
+T = TypeVar("T")
 
 
 class Earlier:
@@ -31,7 +36,7 @@ class Earlier:
         if not config.output_dir or _is_finished(Path(config.output_dir)):
             return
         self._steps[_absolute(config.output_dir)] = step
-        self.models |= {_absolute(folder): model for folder, model in _planned(subject)}
+        self.models |= {_absolute(folder): model for folder, model in _planned(step, subject)}
 
     def copy(self) -> "Earlier":
         """The same, to be added to."""
@@ -59,31 +64,36 @@ class Earlier:
         return _absolute(data_dir) in self._augmented
 
 
-def _planned(subject: "Subject") -> Iterator[tuple[Path, Planned]]:
+def _planned(step: str, subject: "Subject") -> Iterator[tuple[Path, Planned]]:
     config, folder = subject.config, Path(subject.config.output_dir)
 
-    def tokenizer(do_lower_case, max_length):
+    def known(what: Callable[..., T]) -> Callable[..., T]:
+        def ask(*arguments: Any) -> T:
+            try:
+                return what(*arguments)
+            except UserError as error:  # the step's own mistake, told there
+                raise NotYet(f"{folder} is known once the step {step} is put right") from error
+
+        return ask
+
+    @known
+    def tokenizer(do_lower_case: bool | None, max_length: int | None) -> PreTrainedTokenizerBase:
         return subject.vocabulary.tokenizer(do_lower_case, max_length)
 
-    def labels():
-        return subject.task.spec.labels
+    def plan(path: Path, **more: Any) -> tuple[Path, Planned]:
+        return path, Planned(str(path), known(lambda: subject.trained.config), tokenizer, **more)
 
-    def model_config():
-        return subject.trained.config
-
+    labels = known(lambda: subject.task.spec.labels)
     if subject.stage == "general_distill":
         learns_hidden = config.hidden_weight or config.embedding_weight
-        width = (lambda: subject.teacher.config.hidden_size) if learns_hidden else lambda: None
-        yield folder, Planned(str(folder), model_config, tokenizer, make_projection_width=width)
+        width = known(lambda: subject.teacher.config.hidden_size if learns_hidden else None)
+        yield plan(folder, make_projection_width=width)
     elif subject.stage == "finetune_teacher":
-        yield folder, Planned(str(folder), model_config, tokenizer, labels)
-        pretrained = folder / "pretrained"
-        yield pretrained, Planned(str(pretrained), model_config, tokenizer, has_masked_lm_head=True)
+        yield plan(folder, make_labels=labels)
+        yield plan(folder / "pretrained", has_masked_lm_head=True)
     elif subject.stage == "task_distill" and not config.do_eval:
-        yield (
-            folder,
-            Planned(str(folder), model_config, tokenizer, labels, lambda: subject.student.projection_width),
-        )
+        width = known(lambda: subject.student.projection_width)
+        yield plan(folder, make_labels=labels, make_projection_width=width)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -85,7 +85,7 @@ def _token_bytes(subject: Subject) -> int:
     if path is None or getattr(config, "streaming", False) or (Path(path) / MANIFEST).is_file():
         return 0
     if path.startswith(HUB) or is_url(path):
-        return 0
+        raise NotYet(f"the size of {path} is not asked for before the stage starts")
     if subject.earlier.step_of(path):
         raise NotYet(f"the size of {path} is not known yet")
     sizes = (

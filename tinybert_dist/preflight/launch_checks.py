@@ -21,6 +21,7 @@ from tinybert_dist.training.tracking import resolve_wandb_mode
 
 START = "accelerate launch --config_file accelerate_configs/"
 SHARE_THE_WORK = {"prepare_corpus"}  # takes its share from Slurm's variables, without a launcher
+EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SMALL_SHM_BYTES = 128 << 20
 # student: weights, gradients, two moments, float32; teacher: bf16 or float32; activations come on top
 TRAINED_BYTES, TEACHER_BYTES = 16, 4
@@ -113,8 +114,12 @@ def check_packages(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if getattr(config, "teacher_sharding", "none") == "zero3" and find_spec("deepspeed") is None:
         yield error("--teacher_sharding zero3 needs deepspeed.", "pip install deepspeed, or use fsdp2.")
-    if getattr(config, "onnx", False) and find_spec("onnx") is None:
-        yield error("--onnx needs the packages of the extra.", "pip install 'tinybert_dist[onnx]'.")
+    wanted = {"onnx", "int8"}.intersection(getattr(config, "formats", []))
+    if wanted and (missing := [name for name in EXPORT_PACKAGES if find_spec(name) is None]):
+        yield error(
+            f"--formats {' '.join(sorted(wanted))} needs {', '.join(missing)}.",
+            "pip install 'tinybert_dist[export]', or give --formats transformers.",
+        )
     if subject.stage == "augment":
         segmenter = SEGMENTERS[config.segmenter]()
         try:

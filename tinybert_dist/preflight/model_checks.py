@@ -96,7 +96,7 @@ def check_pair(subject: Subject) -> Iterator[Finding]:
 def check_labels(subject: Subject) -> Iterator[Finding]:
     """Names and number of the classes in the data and in the models' heads."""
     config = subject.config
-    if subject.stage == "evaluate" or getattr(config, "do_eval", False):
+    if subject.stage in {"evaluate", "export"} or getattr(config, "do_eval", False):
         heads = [(subject.student, True)]
     elif subject.stage == "finetune_teacher":
         heads = [] if subject.teacher is None or config.replace_head else [(subject.teacher, False)]
@@ -105,6 +105,8 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
     for model, must_be_trained in heads:
         if model.num_trained is None and must_be_trained:
             raise no_trained_head(model.name, HEAD)
+    if not config.data_dir:
+        return  # export without data to score on
     spec, seen = subject.task.spec, subject.task.labels_seen
     for model, _ in heads:
         file = model.weights_file if isinstance(model, Stored) else model.name
