@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 from tinybert_dist import cli
 from tinybert_dist.models import load_tokenizer
 from tinybert_dist.pipeline.recipe import read_recipe
-from tinybert_dist.stages import doctor, pipeline
+from tinybert_dist.stages import collect_docs, doctor
 
 from conftest import MAX_SECONDS, complaints, findings_of, to_argv  # isort: skip
 
@@ -57,12 +57,7 @@ def pretrained(shared_data, tmp_path_factory):
         folder = tmp_path_factory.mktemp("pretrained") / name
         tokenizer = load_tokenizer(shared_data / "vocab" / name)
         tokenizer.save_pretrained(folder)
-        sizes = {
-            "hidden_size": 48,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 12,
-            "intermediate_size": 48,
-        }
+        sizes = {"hidden_size": 48, "num_hidden_layers": 6, "intermediate_size": 48}
         BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
         return folder
 
@@ -101,7 +96,7 @@ def test_shipped_recipes_raise_no_alarm_before_they_run(recipe, shared_data, pre
 def test_quickstart_raises_no_alarm_once_its_data_are_there(tmp_path):
     """Everything is looked at then: texts, labels, vocabulary, widths."""
     recipe = read_recipe(RECIPES / "quickstart.yaml", [f"output_dir={tmp_path / 'runs'}"])
-    pipeline.run(recipe._replace(steps=recipe.steps[:1]))
+    collect_docs.main(recipe.steps[0].argv)
     parts = doctor.examine_steps(recipe.steps)
     assert all(not complaints(part.findings) for part in parts), listed(parts)
     step_1 = next(part for part in parts if part.name.startswith("step_1"))
@@ -175,6 +170,13 @@ def test_student_distilled_from_a_teacher_with_another_vocabulary(chain, masked_
     chain["general"][1]["teacher_model"] = masked_lm
     found = complaints(examined(tmp_path, chain)[2].findings)
     assert any("vocabularies differ" in str(f) and f.severity == "error" for f in found), found
+
+
+def test_a_mistake_is_told_by_its_own_step_alone(chain, tmp_path):
+    chain["teacher"][1]["teacher_model"] = tmp_path / "none"
+    parts = examined(tmp_path, chain)
+    assert [bool(complaints(part.findings)) for part in parts] == [True, False, False, False], listed(parts)
+    assert any("known once the step teacher is put right" in str(f) for f in parts[2].findings)
 
 
 def test_a_mistyped_option_of_a_late_step(chain, tmp_path):
