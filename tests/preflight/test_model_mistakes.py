@@ -203,3 +203,13 @@ def test_fine_tuned_model_to_augment_with(good, catches, workspace):
 def test_model_to_score_without_a_head(good, catches, general_student):
     options = good("evaluate") | {"model": general_student}
     catches("evaluate", options, r"no trained classification head.*finetune_teacher")
+
+
+def test_students_weights_cut_short(good, catches, general_student, tmp_path):
+    student = copied(general_student, tmp_path / "student")
+    content = (student / "model.safetensors").read_bytes()
+    (student / "model.safetensors").write_bytes(content[: len(content) // 2])
+    found = catches(
+        "task_distill", good("task_distill") | {"student_model": student}, r"student/model.*damaged.*again"
+    )
+    assert found.check == "student"

@@ -106,6 +106,13 @@ def test_more_workers_than_cores(good, catches):
     catches("task_distill", options, r"--num_workers \d+ makes .*Give at most", "warning")
 
 
+def test_precision_the_machine_emulates(good, catches, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = good("task_distill") | {"mixed_precision": "bf16"}
+    catches("task_distill", options, r"--mixed_precision bf16: .*emulates.*auto or no", "warning")
+
+
 def test_wandb_without_a_key(good, catches, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
