@@ -4,6 +4,7 @@ No pickle is executed, no code of a model folder is run, and nothing is partitio
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tinybert_dist.model_build import LoadReport, build_model
 from tinybert_dist.model_card import model_card
 from tinybert_dist.model_files import PROJECTION_KEY, load_config, load_projections, read_weights
 from tinybert_dist.model_save import save_model
-from tinybert_dist.students import NAMED_STUDENTS, is_named_student, new_student
+from tinybert_dist.students import NAMED_STUDENTS, is_named_student, new_student, student_config
 from tinybert_dist.tokenizer import load_tokenizer, lowers
 
 __all__ = [
@@ -42,8 +43,11 @@ __all__ = [
     "lowers",
     "model_card",
     "new_student",
+    "no_trained_head",
     "require_trained_head",
     "save_model",
+    "set_labels",
+    "student_config",
     "weights_fingerprint",
 ]
 
@@ -102,13 +106,8 @@ def load_classifier(
     if replace_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
     trained = state.get("classifier.weight", state.get("classifier.out_proj.weight"))
-    asked = 1 if problem_type == "regression" else len(labels) if labels else num_labels
-    if asked is not None and trained is not None and len(trained) != asked:
-        raise UserError(
-            f"{files[0]}: its classifier has {len(trained)} outputs, the task needs {asked}. Give a model of "
-            "this task; a new task starts from the encoder with a new head (finetune_teacher --replace_head)."
-        )
-    _set_labels(config, labels, problem_type, asked, trained, files[0])
+    num_trained = None if trained is None else len(trained)
+    set_labels(config, labels, problem_type, num_labels, num_trained, files[0])
     model = build_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config, state, files, dtype, seed)
     from_reference = trained is not None and any(PROJECTION_KEY.match(name) for name in state)
     if classifier_head == "reference" or (classifier_head == "auto" and from_reference):
@@ -131,10 +130,15 @@ def require_trained_head(model: PreTrainedModel, path: str | Path) -> None:
     report = model.load_report
     assert isinstance(report, LoadReport)
     if missing := [name for name in report.missing if name.startswith("classifier.")]:
-        raise UserError(
-            f"{path} has no trained classification head ({', '.join(missing)} missing): give a fine-tuned or "
-            "distilled model of this task, such as the output of finetune_teacher."
-        )
+        raise no_trained_head(path, missing)
+
+
+def no_trained_head(path: str | Path, missing: Sequence[str]) -> UserError:
+    """What to tell the user of a model whose files lack a classification head."""
+    return UserError(
+        f"{path} has no trained classification head ({', '.join(missing)} missing). Give a fine-tuned or "
+        "distilled model of this task, such as the output of finetune_teacher."
+    )
 
 
 def as_transformers_head(model: PreTrainedModel) -> PreTrainedModel:
@@ -170,15 +174,26 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _set_labels(
+def set_labels(
     config: PreTrainedConfig,
     labels: tuple[str, ...] | None,
     problem_type: Any,
-    asked: int | None,
-    trained: torch.Tensor | None,
-    file: Path,
+    num_labels: int | None,
+    num_trained: int | None,
+    file: str | Path,
 ) -> None:
-    own = label_names(config) if trained is not None and len(trained) == config.num_labels else None
+    """Writes outputs and label names of a task into a classifier's config, in place; see load_classifier.
+
+    num_trained: outputs of the head in `file`, None where it has none. Raises UserError if a trained head has
+    another number of outputs, or other label names, than asked for.
+    """
+    asked = 1 if problem_type == "regression" else len(labels) if labels else num_labels
+    if asked is not None and num_trained is not None and num_trained != asked:
+        raise UserError(
+            f"{file}: its classifier has {num_trained} outputs, the task needs {asked}. Give a model of "
+            "this task; a new task starts from the encoder with a new head (finetune_teacher --replace_head)."
+        )
+    own = label_names(config) if num_trained == config.num_labels else None
     config.problem_type = problem_type
     if problem_type == "regression":
         config.num_labels = 1
@@ -190,8 +205,8 @@ def _set_labels(
         )
     if own:
         return
-    if trained is not None:
-        config.num_labels = len(trained)
+    if num_trained is not None:
+        config.num_labels = num_trained
     elif asked:
         config.num_labels = asked
     if labels:

@@ -36,8 +36,19 @@ def is_named_student(name: str) -> bool:
 def student_config(name_or_config: str | Path, teacher_config: PreTrainedConfig) -> PreTrainedConfig:
     """Config of a new student; vocabulary, positions, token types and pad id are the teacher's.
 
-    Raises UserError for a name that is neither a built-in size nor a config.json.
+    Raises UserError for a name that is neither a built-in size nor a config.json, and for a width that its
+    heads do not divide.
     """
+    config = _student_config(name_or_config, teacher_config)
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"{name_or_config}: hidden_size {config.hidden_size} is no multiple of "
+            f"{config.num_attention_heads} heads. Correct one of the two."
+        )
+    return config
+
+
+def _student_config(name_or_config: str | Path, teacher_config: PreTrainedConfig) -> PreTrainedConfig:
     inherited = {key: getattr(teacher_config, key) for key in FROM_TEACHER if hasattr(teacher_config, key)}
     if not is_named_student(str(name_or_config)):
         if not str(name_or_config).endswith(".json"):
@@ -75,11 +86,6 @@ def new_student(
     exist.
     """
     config = student_config(name_or_config, teacher_config)
-    if config.hidden_size % config.num_attention_heads:
-        raise UserError(
-            f"{name_or_config}: hidden_size {config.hidden_size} is no multiple of "
-            f"{config.num_attention_heads} heads."
-        )
     config.dtype = None
     with whole_tensors(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,19 +97,24 @@ def new_student(
     return student.eval()
 
 
-def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> None:
-    total = teacher.config.num_hidden_layers
-    if len(layers) != student.config.num_hidden_layers or not all(1 <= layer <= total for layer in layers):
+def require_copyable(student: PreTrainedConfig, teacher: PreTrainedConfig, layers: list[int]) -> None:
+    """Raises UserError unless these layers of the teacher can be a student's."""
+    total = teacher.num_hidden_layers
+    if len(layers) != student.num_hidden_layers or not all(1 <= layer <= total for layer in layers):
         raise UserError(
-            f"--init_from_teacher_layers {layers}: give {student.config.num_hidden_layers} layers, from "
+            f"--init_from_teacher_layers {layers}: give {student.num_hidden_layers} layers, from "
             f"1 to {total}, one per student layer."
         )
     for key in ("model_type", "hidden_size", "intermediate_size", "num_attention_heads"):
-        mine, theirs = getattr(student.config, key), getattr(teacher.config, key)
+        mine, theirs = getattr(student, key), getattr(teacher, key)
         if mine != theirs:
             raise UserError(
                 f"--init_from_teacher_layers: {key} is {mine} here and {theirs} in the teacher; not equal."
             )
+
+
+def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[int]) -> None:
+    require_copyable(student.config, teacher.config, layers)
     path = _layer_path(teacher)
     state = {name: tensor for name, tensor in teacher.state_dict().items() if not name.startswith(f"{path}.")}
     for i, layer in enumerate(layers):

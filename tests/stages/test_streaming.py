@@ -148,12 +148,12 @@ def test_bad_records_are_named_or_counted(workspace, corpus, tmp_path, workers, 
     folder = tmp_path / "corpus"
     folder.mkdir()
     lines = (corpus / "a.txt").read_bytes().split(b"\n")
-    lines[100] = b"caf\xe9"
+    lines[400] = b"caf\xe9"
     (folder / "a.txt").write_bytes(b"\n".join(lines))
-    with pytest.raises(UserError, match=r"a\.txt:101: byte 0xe9.*--on_bad_record skip"):
+    with pytest.raises(UserError, match=r"a\.txt:401: byte 0xe9.*--on_bad_record skip"):
         distill(workspace, folder, tmp_path / "run", num_workers=workers, max_steps=40)
     outcome = read_json(tmp_path / "run" / "outcome.json")
-    assert outcome["outcome"] == "failed" and "a.txt:101" in outcome["reason"]
+    assert outcome["outcome"] == "failed" and "a.txt:401" in outcome["reason"]
     distill(workspace, folder, tmp_path / "skip", num_workers=workers, on_bad_record="skip")
     assert metrics(tmp_path / "skip")[-1]["data/bad_records"] == 1
     assert "1 bad records passed over" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,9 +71,9 @@ def read_unlabelled(
             yield Place(file, line), Example(fields[0], fields[1] if num_texts > 1 else None, None)
 
 
-def count_labels(path: Path, spec: TaskSpec) -> Counter[str]:
-    """How often each label occurs; malformed rows are left to who reads the examples."""
-    records = read_records(path, spec, BadRecords("skip"), "train")
+def count_labels(path: Path, spec: TaskSpec, max_rows: int | None = None) -> Counter[str]:
+    """How often each label occurs in the first `max_rows` rows; malformed ones are left to who reads them."""
+    records = islice(read_records(path, spec, BadRecords("skip"), "train"), max_rows)
     counts = Counter(canonical_label(record.label) for record in records if record.label)
     del counts["nan"]  # how a Parquet file of numbers says that there is none
     return counts

@@ -133,7 +133,7 @@ def load_task(options: TaskOptions, bad: BadRecords, splits: Sequence[str] = ("t
     folder, spec = find_task(options)
     paths = split_paths(folder, spec, options, splits)
     if spec.mode == "classification" and not spec.labels:
-        spec = dataclasses.replace(spec, labels=_labels_in_data(folder, spec, options))
+        spec = dataclasses.replace(spec, labels=labels_in_data(folder, spec, options))
     data = TaskData(folder, spec, {}, {}, "")
     for split, path in paths.items():
         rows = list(read_examples(path, spec, bad, split))
@@ -220,7 +220,8 @@ def _paths_of(folder: Path, spec: TaskSpec, split: str, options: TaskOptions) ->
     yield from ((name, folder / file) for name, file in named.items())
 
 
-def _labels_in_data(folder: Path, spec: TaskSpec, options: TaskOptions) -> tuple[str, ...]:
+def labels_in_data(folder: Path, spec: TaskSpec, options: TaskOptions) -> tuple[str, ...]:
+    """The classes of data of one's own, from its train file; UserError when they cannot be told."""
     # augmented rows have the labels of the rows they were made of, stray ones many times
     train = folder / spec.train_file
     if not _is_there(train):

@@ -78,7 +78,7 @@ def build_layer_map(description: str, num_student_layers: int, num_teacher_layer
         if not (1 <= pair.student <= m and 1 <= pair.teacher <= n and pair.weight > 0):
             raise ValueError(
                 f"layer map {description!r}: pair {pair.student}:{pair.teacher}:{pair.weight:g} is outside "
-                f"student layers 1..{m}, teacher layers 1..{n}, weights > 0"
+                f"student layers 1..{m}, teacher layers 1..{n}, weights > 0; correct this pair"
             )
     if not pairs or len({pair.student for pair in pairs}) != len(pairs):
         raise ValueError(

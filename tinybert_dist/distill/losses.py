@@ -84,7 +84,10 @@ def choose_relation_heads(
             return heads_s
         wanted = max(r for r in range(1, min(heads_s, heads_t) + 1) if width_s % r == 0 and width_t % r == 0)
     if wanted < 1 or width_s % wanted or width_t % wanted:
-        raise ValueError(f"{wanted} relation heads must divide both hidden widths, {width_s} and {width_t}")
+        raise ValueError(
+            f"{wanted} relation heads must divide both hidden widths, {width_s} and {width_t}; the "
+            f"divisors of {math.gcd(width_s, width_t)} do"
+        )
     return wanted
 
 

@@ -45,7 +45,9 @@ class DistillOptions:
     )
 
     def weights(self, prediction: bool) -> DistillWeights:
-        """Weights of the intermediate losses, or of the prediction loss alone."""
+        """Weights of the intermediate losses, or of the prediction alone; UserError for impossible ones."""
+        if self.temperature <= 0:
+            raise UserError(f"--temperature {self.temperature}: must be greater than 0")
         if prediction:
             return DistillWeights(attention=0.0, hidden=0.0, embedding=0.0, prediction=1.0)
         weights = DistillWeights(self.attention_weight, self.hidden_weight, self.embedding_weight)
@@ -53,7 +55,7 @@ class DistillOptions:
             raise UserError("loss weights must not be negative")
         if not (weights.attention or weights.hidden or weights.embedding):
             raise UserError(
-                "all losses are switched off: give --attention_weight, --hidden_weight or --embedding_weight"
+                "all losses are switched off; give --attention_weight, --hidden_weight or --embedding_weight"
             )
         return weights
 
@@ -75,8 +77,6 @@ class DistillOptions:
             if field.name in unused and getattr(self, field.name) != field.default:
                 what = "predictions" if prediction else "layers"
                 logger.warning("--%s has no effect: this step learns %s", field.name, what)
-        if self.temperature <= 0:
-            raise UserError(f"--temperature {self.temperature}: must be greater than 0")
         try:
             return Distiller(
                 student,

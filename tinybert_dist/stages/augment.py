@@ -18,6 +18,7 @@ from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_vectors import WordVectors
 from tinybert_dist.files import fingerprint, sha256_of
 from tinybert_dist.models import LoadReport, load_masked_lm, load_tokenizer, lowers, weights_fingerprint
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.training.tracking import TrackingOptions, tracked
 
 DRAWS_OF_TASK = {"CoLA": 30, "MRPC": 30, "RTE": 30, "SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10}
@@ -109,6 +110,7 @@ def run(config: AugmentConfig) -> dict[str, Any]:
     return how many blocks are missing.
     """
     _check(config)
+    preflight("augment", config)
     rank, world_size = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
     bad = BadRecords(config.on_bad_record)
     plan = _plan(config, bad)

@@ -20,9 +20,10 @@ from tinybert_dist.models import (
     load_tokenizer,
     require_trained_head,
 )
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.scoring import Scorer, write_results
-from tinybert_dist.training.strategy import start_accelerator
+from tinybert_dist.training.strategy import on_main, start_accelerator
 from tinybert_dist.training.tracking import TrackingOptions, tracked
 
 
@@ -52,6 +53,7 @@ class EvaluateConfig(TaskOptions, TrackingOptions, StageOptions):
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluates the splits asked for, unlabelled ones get predictions only; returns the flat metrics."""
     accelerator = start_accelerator(config.mixed_precision, timeout_s=1800)  # no watchdog here
+    on_main(accelerator, preflight, "evaluate", config)
     bad = BadRecords(config.on_bad_record)
     tokenizer = load_tokenizer(
         config.student_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length

@@ -28,12 +28,12 @@ from tinybert_dist.models import (
     load_tokenizer,
     weights_fingerprint,
 )
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.training.corpus import open_corpus
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs, encoder_outputs
-from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
 from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.train import train
@@ -83,7 +83,7 @@ class FinetuneTeacherConfig(TaskOptions, TrainingOptions):
 def run(config: FinetuneTeacherConfig) -> dict[str, Any]:
     """Pretrains when asked, fine-tunes, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
-    on_main(accelerator, refuse_strangers_folder, config.output_dir, "finetune_teacher")
+    on_main(accelerator, preflight, "finetune_teacher", config)
     bad = BadRecords(config.on_bad_record)
     vocabulary = config.tokenizer or config.teacher_model
     assert vocabulary is not None  # __post_init__ demands one

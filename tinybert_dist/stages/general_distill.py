@@ -20,12 +20,12 @@ from tinybert_dist.models import (
     load_tokenizer,
     weights_fingerprint,
 )
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.training.corpus import open_corpus
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import encoder_outputs
-from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.student import (
     check_same_vocabulary,
@@ -75,7 +75,7 @@ def run(config: GeneralDistillConfig) -> dict[str, Any]:
     """Prepares or streams the corpus, distils, writes the run folder; returns its outcome."""
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
-    on_main(accelerator, refuse_strangers_folder, config.output_dir, "general_distill")
+    on_main(accelerator, preflight, "general_distill", config)
     tokenizer = load_tokenizer(
         config.teacher_model, do_lower_case=config.do_lower_case, max_length=config.max_seq_length
     )

@@ -16,6 +16,7 @@ from tinybert_dist.data.sources import Piece, Source, find_sources, read_sentenc
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.models import load_tokenizer
+from tinybert_dist.preflight.checks import preflight
 
 UPDATES_IN_PLACE = True  # pieces that have not changed are not tokenised again
 SAMPLE_SENTENCES, MAX_SAMPLE_CHARS = 4000, 10_000
@@ -52,12 +53,15 @@ class PrepareCorpusConfig(StageOptions):
         "rest, into one folder; default: what a launcher or srun says, else everything",
     )
 
+    def __post_init__(self) -> None:
+        if self.tokenizer is None and self.teacher_model is None:
+            raise UserError("no tokenizer: give --teacher_model (its tokenizer is taken) or --tokenizer.")
+
 
 def run(config: PrepareCorpusConfig) -> dict[str, Any]:
     """Prepares `config.train_file_path` into `config.output_dir`; returns the summary of corpus.prepare."""
-    path = config.tokenizer or config.teacher_model
-    if path is None:
-        raise UserError("no tokenizer: give --teacher_model (its tokenizer is taken) or --tokenizer.")
+    preflight("prepare_corpus", config)
+    path = str(config.tokenizer or config.teacher_model)
     share = _share(config.share)
     tokenizer = load_tokenizer(path, do_lower_case=config.do_lower_case)
     files = find_sources(config.train_file_path)

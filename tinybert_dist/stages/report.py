@@ -21,6 +21,7 @@ from tinybert_dist.export import onnx_files
 from tinybert_dist.export.formats import FILES
 from tinybert_dist.files import fingerprint, read_json, sha256_of, write_atomic, write_json
 from tinybert_dist.models import load_classifier
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.report import card as report_card
 from tinybert_dist.report import figures, measure, speed
 from tinybert_dist.training.options import OPERATIONAL
@@ -61,6 +62,7 @@ class ReportConfig(speed.SpeedOptions, TrackingOptions, StageOptions):
 def run(config: ReportConfig) -> dict[str, Any]:
     """Measures, writes the three files, prints the card, returns it. Unchanged inputs: what is on disk."""
     config.check()
+    preflight("report", config)
     folders = {role: names for role in report_card.ROLES if (names := getattr(config, f"{role}_model"))}
     evaluations = {role: _evaluations(config, role, names) for role, names in folders.items()}
     _check_same_task(evaluations)

@@ -29,12 +29,12 @@ from tinybert_dist.models import (
     require_trained_head,
     weights_fingerprint,
 )
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.stages import evaluate
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs
-from tinybert_dist.training.run_folder import refuse_strangers_folder
 from tinybert_dist.training.scoring import Scorer
 from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.student import check_same_vocabulary, continue_projections
@@ -110,7 +110,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
     stage = "task_distill_prediction" if config.pred_distill else "task_distill_intermediate"
-    on_main(accelerator, refuse_strangers_folder, config.output_dir, stage)
+    on_main(accelerator, preflight, "task_distill", config)
     bad = BadRecords(config.on_bad_record)
     assert config.teacher_model is not None  # __post_init__ demands it for training
     tokenizer = load_tokenizer(

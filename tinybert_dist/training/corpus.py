@@ -51,6 +51,14 @@ def open_corpus(
     # the main process reads every byte once a start: a flipped bit would be learned from without a word. At
     # 1.8 GB/s Wikipedia and BookCorpus (6.6 GB) take 4 s
     dataset = on_main(accelerator, TokenDataset.open, folder, True)
+    require_usable(dataset, folder, tokenizer, recipe)
+    return dataset
+
+
+def require_usable(
+    dataset: TokenDataset, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> None:
+    """Raises UserError for shards of another tokenizer, of longer sequences, or without any."""
     known, wanted = dataset.header.get("tokenizer_fingerprint"), WordPieces.of(tokenizer).fingerprint
     if known != wanted:
         raise UserError(
@@ -63,4 +71,3 @@ def open_corpus(
         raise UserError(
             f"{folder} holds sequences of {longest} tokens; give --max_seq_length {longest} or prepare anew"
         )
-    return dataset

@@ -2,7 +2,7 @@
 
 import numpy as np
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
 from tinybert_dist.data.batches import Collator
@@ -28,16 +28,8 @@ def choose_collator(
     """
     pad_token_id, vocab_size = tokenizer.pad_token_id, len(tokenizer)
     for model in models:
-        if vocab_size > model.config.vocab_size:
-            raise UserError(
-                f"{type(model).__name__} has {model.config.vocab_size:,} embeddings, the tokenizer a "
-                f"vocabulary of {vocab_size:,} entries; give the vocabulary this model was trained with"
-            )
-        if max_length > num_positions(model.config):
-            raise UserError(
-                f"--max_seq_length {max_length} is over the {num_positions(model.config)} positions of "
-                f"{model.config._name_or_path or type(model).__name__}; give at most that"
-            )
+        name = model.config._name_or_path or type(model).__name__
+        require_rows(model.config, name, vocab_size, max_length)
         uses_capture(model)
     if reference_averaging:
         if layout not in {"auto", "fixed"}:
@@ -57,3 +49,17 @@ def choose_collator(
             PartialState().print(f"{', '.join(unpackable)} cannot be packed: length-sorted padding instead")
         layout = "padded" if unpackable else "packed"
     return Collator(layout, pad_token_id, max_length)  # type: ignore[arg-type]
+
+
+def require_rows(config: PreTrainedConfig, name: str, vocab_size: int, max_length: int) -> None:
+    """Raises UserError unless a model has an embedding for every piece, a position for every token."""
+    if vocab_size > config.vocab_size:
+        raise UserError(
+            f"{name} has {config.vocab_size:,} embeddings, the tokenizer a "
+            f"vocabulary of {vocab_size:,} entries; give the vocabulary this model was trained with"
+        )
+    if max_length > num_positions(config):
+        raise UserError(
+            f"--max_seq_length {max_length} is over the {num_positions(config)} positions of {name}; "
+            "give at most that"
+        )

@@ -44,6 +44,18 @@ def refuse_strangers_folder(path: str | Path, stage: str) -> None:
         )
 
 
+def refuse_other_numbers(path: str | Path, config: Any) -> None:
+    """Raises UserError when the run in a folder was made with other numbers among its options.
+
+    What the folder's run is fingerprinted by is not known before the data are read; numbers are.
+    """
+    owner = Path(path) / "run.json"
+    there = read_json(owner)["identity"] if owner.exists() else {}
+    now = {k: v for k, v in to_dict(config).items() if k not in OPERATIONAL}
+    numbers = {k for k in there.keys() & now.keys() if _is_number(there[k]) and _is_number(now[k])}
+    _require_same(Path(path), {k: there[k] for k in numbers}, {k: now[k] for k in numbers})
+
+
 class RunFolder:
     """One training run's folder.
 
@@ -135,3 +147,7 @@ def _require_same(path: Path, there: dict[str, Any], now: dict[str, Any]) -> Non
             f"--output_dir {path} holds another run ({changes}). Give another folder, or the same "
             "options to resume."
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

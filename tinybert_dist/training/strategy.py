@@ -57,7 +57,7 @@ def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 86400) -
         # without the explicit backend a CPU launch silently gives processes that train alone
         handlers.append(InitProcessGroupKwargs(**group))
     if mixed_precision in {"auto", "fastest"}:
-        mixed_precision = "bf16" if _has_fast_bf16(has_gpu, mixed_precision == "fastest") else "no"
+        mixed_precision = "bf16" if has_fast_bf16(has_gpu, mixed_precision == "fastest") else "no"
     use_cpu = not (has_gpu or with_deepspeed or with_fsdp)
     accelerator = RunAccelerator(cpu=use_cpu, mixed_precision="no", kwargs_handlers=handlers)
     accelerator.precision = mixed_precision
@@ -110,7 +110,8 @@ def strategy_name(accelerator: Accelerator) -> str:
     return "one process" if accelerator.num_processes == 1 else "DDP"
 
 
-def _has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
+def has_fast_bf16(has_gpu: bool, cpu_too: bool) -> bool:
+    """Whether bf16 is computed, not emulated, by the GPU, or, if asked for, by the CPU."""
     if has_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # emulated bf16 is several times slower than float32; with the instructions it is about twice as fast

@@ -20,7 +20,13 @@ def check_same_vocabulary(
     if Path(student).is_dir() and not any((Path(student) / name).exists() for name in names):
         return  # a folder with weights or a config alone: it speaks the teacher's vocabulary
     own = load_tokenizer(student, do_lower_case=do_lower_case).get_vocab()
-    other = tokenizer.get_vocab()
+    require_equal_vocabularies(own, tokenizer.get_vocab(), student, teacher)
+
+
+def require_equal_vocabularies(
+    own: dict[str, int], other: dict[str, int], student: str, teacher: str
+) -> None:
+    """Raises UserError with a piece that stands at another place in the student's vocabulary."""
     if own != other:
         word = next(w for w in sorted({**own, **other}) if own.get(w) != other.get(w))
         raise UserError(
@@ -33,7 +39,7 @@ def check_same_vocabulary(
 
 def continue_projections(distiller: Distiller, student: str) -> None:
     """Continues with the projections beside a student's weights; a shared one fills every per-layer one."""
-    is_new = is_named_student(student) or student.endswith(".json") or _is_config_only(Path(student))
+    is_new = is_named_student(student) or student.endswith(".json") or is_config_only(Path(student))
     saved = None if is_new or not distiller.projections else load_projections(student)
     if not saved:
         return
@@ -58,7 +64,7 @@ def new_or_trained_student(
     teacher_layers: the teacher's layers, counted from 1, that a new student of the same width starts from.
     """
     path = Path(name)
-    if _is_config_only(path):
+    if is_config_only(path):
         path = path / "config.json"
     if is_named_student(name) or path.suffix == ".json":
         return new_student(
@@ -73,5 +79,6 @@ def new_or_trained_student(
     return load_encoder(name, seed=seed)
 
 
-def _is_config_only(path: Path) -> bool:
+def is_config_only(path: Path) -> bool:
+    """Whether a folder holds a config without weights: a new student."""
     return path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin"))
