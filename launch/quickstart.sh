@@ -4,6 +4,7 @@
 #   OUTPUT   where everything is written, seen from the checkout (default: runs/quickstart); run again to continue there
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+NEEDS=test # beside what training needs: onnxruntime, for the export
 . "$ROOT/launch/setup.sh"
 cd "$ROOT" # relative paths: what is written names no folder of this machine
 OUTPUT=${OUTPUT:-runs/quickstart}

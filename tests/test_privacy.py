@@ -65,7 +65,7 @@ def test_nothing_written_holds_a_secret_or_the_machine(workspace, tmp_path):
     result = run_stage("pipeline", "recipe.yaml", cwd=home)
     assert result.returncode == 0, result.stderr
     assert len(list((home / "run").rglob("*.wandb"))) == 4
-    assert {path.name for path in (home / "run").iterdir()} == set(stages)
+    assert {path.name for path in (home / "run").glob("[!.]*")} == set(stages)
     assert len([path for path in (home / "run").rglob("*") if path.is_file()]) > 50
     words = [*SECRETS.values(), *MACHINE.values(), HOST, *IN_URLS, "canaryplace", str(workspace)]
     assert hits(home / "run", words) == []
@@ -84,8 +84,8 @@ def test_messages_and_printed_commands_hold_no_secret(workspace, tmp_path, capsy
     with pytest.raises(SystemExit):
         general_distill.main([*argv, "--train_file_path", str(workspace / "corpus.txt")])
     (tmp_path / "recipe.yaml").write_text(
-        f"stages: [{{name: x, stage: general_distill, args: {{teacher_model: '{URL}', student_model: x, "
-        "train_file_path: x, output_dir: x}}]\n"
+        f"stages: [{{name: x, stage: general_distill, args: {{run_group: '{URL}', teacher_model: x, "
+        "student_model: x, train_file_path: x, output_dir: x}}]\n"
     )
     pipeline.main([str(tmp_path / "recipe.yaml"), "--dry_run"])
     captured = capsys.readouterr()

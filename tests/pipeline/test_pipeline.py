@@ -89,8 +89,6 @@ def test_the_launcher_starts_the_stages_that_work_on_several_processes(workspace
 
 def test_a_launcher_and_a_job_start_the_same_stages_on_several_processes():
     script = ROOT / "launch" / "slurm" / "stage.sbatch"
-    if not script.is_file():
-        pytest.skip("needs launch/slurm/stage.sbatch")
     cases = re.findall(r"^([a-z_ |]+)\) START=(?:launcher|share)\b", script.read_text(), re.M)
     assert {stage.strip() for case in cases for stage in case.split("|")} == LAUNCHED_STAGES
 

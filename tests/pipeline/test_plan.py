@@ -12,9 +12,9 @@ from tinybert_dist.files import read_json, sha256_of
 from tinybert_dist.stages import task_distill
 from tinybert_dist.training import attempt
 
-TASK = {"teacher", "evaluate_teacher", "step_1", "step_2", "evaluate_student", "report"}
+TASK = {"teacher", "evaluate_teacher", "step_1", "step_2", "evaluate_student", "export", "report"}
 STEPS = TASK | {"corpus", "general", "augment"}
-BELOW_STEP_1 = {"step_1", "step_2", "evaluate_student", "report"}
+BELOW_STEP_1 = {"step_1", "step_2", "evaluate_student", "export", "report"}
 
 
 def actions(printed):
@@ -35,8 +35,8 @@ def all_files(folder):
 
 
 def test_everything_runs_once_and_in_order(finished):
-    order = re.findall(r"==== tinybert4-SST-2: \d of 9: (\w+)", finished.printed)
-    assert set(order) == STEPS and len(order) == 9
+    order = re.findall(r"==== tinybert4-SST-2: \d+ of 10: (\w+)", finished.printed)
+    assert set(order) == STEPS and len(order) == 10
     assert order.index("general") < order.index("step_1") < order.index("step_2") < order.index("report")
     results = read_json(finished.folder / "runs" / "SST-2" / "report.json")
     assert results["runs"] == [
@@ -47,7 +47,7 @@ def test_everything_runs_once_and_in_order(finished):
 def test_a_second_run_starts_nothing_wherever_the_folder_is(mine):
     before = all_files(mine.folder)
     printed = mine.pipeline()
-    assert due(printed) == set() and "0 of 9 steps to run" in printed
+    assert due(printed) == set() and "0 of 10 steps to run" in printed
     assert all_files(mine.folder) == before
 
 
@@ -225,7 +225,7 @@ def test_a_part_of_the_steps(mine, capsys):
     printed = mine.pipeline("--dry_run", "--only", "evaluate_student", "--only", "report")
     assert set(actions(printed)) == {"evaluate_student", "report"}
     printed = mine.pipeline("--dry_run", "--from", "step_2")
-    assert set(actions(printed)) == {"step_2", "evaluate_teacher", "evaluate_student", "report"}
+    assert set(actions(printed)) == {"step_2", "evaluate_teacher", "evaluate_student", "export", "report"}
     for arguments, message in (
         (["--only", "step_2"], "step step_2 reads what step step_1 writes, which has to run first"),
         (["--only", "setp_2"], "there is no step 'setp_2'. Did you mean step_2?"),
@@ -237,7 +237,7 @@ def test_a_part_of_the_steps(mine, capsys):
 
 def test_records_name_no_folder_of_the_machine(finished):
     records = list(finished.folder.rglob(".*.step.json"))
-    assert len(records) == 9
+    assert len(records) == 10
     for record in records:
         assert str(finished.folder) not in record.read_text() and "/tmp" not in record.read_text()
     assert not list(finished.folder.rglob("*.submitted"))

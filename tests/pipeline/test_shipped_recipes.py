@@ -21,6 +21,7 @@ TO_STUDENT = {
     "step_2": {"step_1", "teacher", "augment"},
     "evaluate_teacher": {"teacher"},
     "evaluate_student": {"step_2"},
+    "export": {"step_2"},
 }
 READS = {
     "quickstart": {
@@ -32,7 +33,7 @@ READS = {
         "evaluate_label_only": {"data", "label_only"},
         "report": {
             *{"teacher", "general", "step_1", "step_2", "label_only"},
-            *{"evaluate_teacher", "evaluate_student", "evaluate_label_only"},
+            *{"evaluate_teacher", "evaluate_student", "evaluate_label_only", "export"},
         },
         **{name: reads | {"data"} for name, reads in TO_STUDENT.items()},
     },
@@ -40,7 +41,9 @@ READS = {
         "general": set(),
         "teacher": set(),
         "augment": set(),
-        "report": {"teacher", "general", "step_1", "step_2", "evaluate_teacher", "evaluate_student"},
+        "report": {
+            *{"teacher", "general", "step_1", "step_2", "evaluate_teacher", "evaluate_student", "export"}
+        },
         **TO_STUDENT,
     },
 }

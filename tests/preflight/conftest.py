@@ -6,17 +6,12 @@ import time
 
 import pytest
 import torch
+from seeded import MAX_SECONDS, complaints, findings_of
 from tiny_masked_lm import save_masked_lm
 from transformers import BertConfig, BertModel
 
-from tinybert_dist.config import parse
 from tinybert_dist.models import load_tokenizer, save_model
-from tinybert_dist.preflight.checks import check_stage
-from tinybert_dist.preflight.findings import ORDER
-from tinybert_dist.preflight.subject import Subject
-from tinybert_dist.stages.doctor import config_class
 
-MAX_SECONDS = 10
 TABLE = []
 
 
@@ -26,25 +21,6 @@ def pytest_sessionfinish(session):
         print(f"\n{'mistake':<52} {'caught by':<17} {'as':<8} seconds")
         for name, check, severity, seconds in TABLE:
             print(f"{name:<52} {check:<17} {severity:<8} {seconds:.2f}")
-
-
-def to_argv(options):
-    """--name value ... of a dict; a list: several values, True: a bare switch, None: left out."""
-    argv = []
-    for name, value in options.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            argv += [f"--{name}", *map(str, values)]
-    return argv
-
-
-def findings_of(stage, options, is_launched=False):
-    config = parse(config_class(stage), to_argv(options))
-    return check_stage(Subject(stage, config, is_launched=is_launched))
-
-
-def complaints(findings):
-    return [finding for finding in findings if finding.severity in ORDER[2:]]
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from seeded import MAX_SECONDS, complaints, findings_of, to_argv
 from transformers import BertConfig, BertForMaskedLM
 
 from tinybert_dist import cli
 from tinybert_dist.models import load_tokenizer
 from tinybert_dist.pipeline.recipe import read_recipe
 from tinybert_dist.stages import collect_docs, doctor
-
-from conftest import MAX_SECONDS, complaints, findings_of, to_argv  # isort: skip
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
 STAGES = ["prepare_corpus", "general_distill", "finetune_teacher", "augment", "task_distill", "evaluate"]

@@ -6,15 +6,14 @@ import socket
 
 import pytest
 from command_lines import general_distillation
+from seeded import complaints, to_argv
 
 from tinybert_dist.config import UserError, parse
+from tinybert_dist.pipeline.flow import config_class
 from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.preflight.environment import check_environment
 from tinybert_dist.preflight.machine import cores
-from tinybert_dist.stages.doctor import config_class
 from tinybert_dist.training.run_folder import RunFolder
-
-from conftest import complaints, to_argv  # isort: skip
 
 
 def test_output_below_a_file(good, catches, workspace):

@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 from command_lines import general_distillation
+from seeded import to_argv
 
 from tinybert_dist.config import UserError, parse
+from tinybert_dist.pipeline.flow import config_class
 from tinybert_dist.preflight.checks import preflight
-from tinybert_dist.stages.doctor import config_class
 from tinybert_dist.training.run_folder import RunFolder
-
-from conftest import to_argv  # isort: skip
 
 STAGES = ["prepare_corpus", "general_distill", "finetune_teacher", "augment", "task_distill", "evaluate"]
 

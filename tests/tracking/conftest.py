@@ -63,7 +63,7 @@ def chain(workspace, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def chain_files(chain) -> dict[str, Path]:
     """The offline file of each step by name; there is one of each."""
-    files = {folder.name: wandb_files.run_files(folder) for folder in (chain / "runs").iterdir()}
+    files = {folder.name: wandb_files.run_files(folder) for folder in (chain / "runs").glob("[!.]*")}
     assert {name: len(found) for name, found in files.items()} == dict.fromkeys(files, 1)
     return {name: found[0] for name, found in files.items()}
 

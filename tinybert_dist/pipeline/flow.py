@@ -160,8 +160,8 @@ def _inputs(config: StageOptions) -> list[Input]:
         if not value or name == "output_dir" or not NAMES_INPUT.fullmatch(name):
             continue
         only = next((files for end, files in READ_FILES.items() if name.endswith(end)), ())
-        for given in value if isinstance(value, list) else [value]:
-            label, path = name, given
+        for i, given in enumerate(value if isinstance(value, list) else [value], 1):
+            label, path = name if i == 1 else f"{name} {i}", given
             if name == "run_folders":  # FOLDER or NAME=FOLDER
                 title, _, path = given.rpartition("=")
                 label = f"{name} {title or Path(path).name}"

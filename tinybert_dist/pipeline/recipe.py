@@ -20,6 +20,7 @@ from tinybert_dist.config import PlainWords, UserError, read_yaml
 
 VARIABLE = re.compile(r"\$\{(\w*)\}")
 STAGE_KEYS = {"name", "stage", "args", "slurm"}
+COMMANDS = {"dashboard", "doctor", "pipeline"}  # of no step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _step(entry: Any, index: int, variables: dict[str, Any], slurm: dict[str, An
     if unknown := sorted(entry.keys() - STAGE_KEYS):
         raise UserError(f"{where}: unknown key {unknown[0]!r}.{cli.suggest(unknown[0], STAGE_KEYS)}")
     stage = str(entry["stage"])
-    if stage not in cli.stage_names() or stage == "pipeline":
+    if stage not in cli.stage_names() or stage in COMMANDS:
         raise UserError(f"{where}: there is no stage {stage!r}.{cli.suggest(stage, cli.stage_names())}")
     arguments = entry.get("args") or {}
     if not isinstance(arguments, dict):

@@ -17,7 +17,7 @@ from tinybert_dist.preflight.hub import hub_is_reachable
 from tinybert_dist.preflight.launch_checks import SMALL_SHM_BYTES, has_wandb_key
 from tinybert_dist.preflight.machine import cores, processes
 from tinybert_dist.training.strategy import has_fast_bf16
-from tinybert_dist.training.tracking import resolve_wandb_mode
+from tinybert_dist.training.wandb_run import resolve_mode
 
 SHOWN_PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "wandb")
 LITTLE_SPACE_BYTES = 10 << 30
@@ -107,7 +107,7 @@ def check_disk(_: object) -> Iterator[Finding]:
 
 def check_wandb(_: object) -> Iterator[Finding]:
     """Mode and key."""
-    mode = resolve_wandb_mode("auto")
+    mode = resolve_mode("auto")
     key = "an API key" if has_wandb_key() else "no API key"
     yield ok(f"{mode} by default ({key})")
     if mode == "online" and not has_wandb_key():

@@ -17,7 +17,7 @@ from tinybert_dist.preflight.machine import cores, launched_as, processes
 from tinybert_dist.preflight.subject import Subject
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.strategy import has_fast_bf16
-from tinybert_dist.training.tracking import resolve_wandb_mode
+from tinybert_dist.training.wandb_run import resolve_mode
 
 START = "accelerate launch --config_file accelerate_configs/"
 SHARE_THE_WORK = {"prepare_corpus"}  # takes its share from Slurm's variables, without a launcher
@@ -132,7 +132,7 @@ def check_packages(subject: Subject) -> Iterator[Finding]:
 
 def check_wandb(subject: Subject) -> Iterator[Finding]:
     """wandb can start in the mode asked for."""
-    mode = resolve_wandb_mode(getattr(subject.config, "wandb_mode", "disabled"))
+    mode = resolve_mode(getattr(subject.config, "wandb_mode", "disabled"))
     if mode == "online" and not has_wandb_key():
         yield error(
             "wandb is to be online and there is no API key.",

@@ -9,19 +9,18 @@ Exit code 2 when there are errors. --json for scripts. Every stage runs its own 
 
 import argparse
 import contextlib
-import importlib
 import io
 import json
 import sys
 import time
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinybert_dist import cli
-from tinybert_dist.config import StageOptions, UserError, parse, redact
-from tinybert_dist.pipeline.recipe import Step, read_recipe
+from tinybert_dist.config import UserError, parse, redact
+from tinybert_dist.pipeline.flow import config_class
+from tinybert_dist.pipeline.recipe import COMMANDS, Step, read_recipe
 from tinybert_dist.preflight.checks import check_stage, is_finished
 from tinybert_dist.preflight.earlier import Earlier
 from tinybert_dist.preflight.environment import check_environment
@@ -29,7 +28,6 @@ from tinybert_dist.preflight.findings import Finding, ok, to_table, worst
 from tinybert_dist.preflight.subject import Subject
 
 # not stages of a model
-WITHOUT_CHECKS = {"doctor", "pipeline"}
 
 
 class Part(NamedTuple):
@@ -71,7 +69,7 @@ def examine(argv: Sequence[str]) -> list[Part]:
         return [_timed("machine", check_environment)]
     target, rest = argv[0], list(argv[1:])
     stage = target.replace("-", "_")
-    if stage in cli.stage_names() and stage not in WITHOUT_CHECKS:
+    if stage in cli.stage_names() and stage not in COMMANDS:
         config = parse(config_class(stage), rest)
         return [_timed(stage, lambda: check_stage(Subject(stage, config, is_launched=False)))]
     if not Path(target).is_file():
@@ -101,12 +99,6 @@ def examine_steps(steps: Sequence[Step]) -> list[Part]:
             earlier.add(step.name, subject)
         parts.append(Part(f"{step.name}: {step.stage}", findings, time.monotonic() - started_at))
     return parts
-
-
-def config_class(stage: str) -> type[StageOptions]:
-    """The options of a stage: what its `run` takes."""
-    module = importlib.import_module(f"tinybert_dist.stages.{stage}")
-    return typing.get_type_hints(module.run)["config"]
 
 
 def _options(step: Step) -> Any:

@@ -41,6 +41,7 @@ from tinybert_dist.models import (
     save_model,
     weights_fingerprint,
 )
+from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.report import speed
 from tinybert_dist.training.options import OPERATIONAL
 from tinybert_dist.training.scoring import Scorer, by_metric
@@ -79,6 +80,7 @@ class ExportConfig(TaskOptions, speed.SpeedOptions, TrackingOptions, StageOption
 def run(config: ExportConfig) -> dict[str, Any]:
     """Exports, compares, measures; returns export.json. Unchanged inputs: what is on disk."""
     _check(config)
+    preflight("export", config)
     output = Path(config.output_dir)
     refuse_strangers(output, Path(config.student_model))
     bad = BadRecords(config.on_bad_record)
