@@ -31,7 +31,7 @@ for argument in "$@"; do
         if [ "$argument" != "$path" ]; then continue; fi
         argument=$scratch/data/${path#/}
         mkdir -p "$(dirname "$argument")"
-        cp -RL "$path" "$argument" || exit
+        cp -RLp "$path" "$argument" || exit
         echo "$(hostname): copied $path to $argument"
     done
     arguments+=("$argument")
