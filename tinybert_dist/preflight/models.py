@@ -13,7 +13,14 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
-from tinybert_dist.model_files import HUB_NAME, find_weights, load_config, model_folder, read_weights
+from tinybert_dist.model_files import (
+    HUB_NAME,
+    find_weights,
+    load_config,
+    model_folder,
+    read_weights,
+    whole_tensors,
+)
 from tinybert_dist.models import label_names, load_tokenizer
 from tinybert_dist.preflight.findings import NotYet, once
 from tinybert_dist.preflight.hub import hub_is_reachable
@@ -156,7 +163,7 @@ class Planned:
     @once
     def num_parameters(self) -> int:
         """Of the encoder; nothing is allocated."""
-        with torch.device("meta"):
+        with torch.device("meta"), whole_tensors():
             return sum(p.numel() for p in AutoModel.from_config(self.config).parameters())
 
 
