@@ -67,7 +67,7 @@ def test_a_model_of_the_hub_where_there_is_no_network(slurm, submit, shared_work
     (cache / "snapshots" / revision).symlink_to(shared_workspace / "teacher")
     run = folder / "run"
     names = {"teacher_model": "some-org/some-teacher", "max_steps": 4, "wandb_mode": "auto"}
-    variables = {"HF_HOME": folder / "cache", "HF_HUB_OFFLINE": ""}
+    variables = {"HF_HOME": folder / "cache", "HF_HUB_OFFLINE": "", "WANDB_MODE": "offline"}
     job = submit("general_distill", *general(shared_workspace, run, **names), **variables)
     assert job.ended() == ("COMPLETED", 0), job.log
     assert list(run.glob("wandb/offline-run-*"))
