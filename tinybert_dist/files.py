@@ -36,6 +36,14 @@ def fsync_folder(folder: str | Path) -> None:
         os.close(descriptor)
 
 
+def stamp_of(stat: os.stat_result) -> str:
+    """Tells without reading it whether a file is still the same: size, and both times of change.
+
+    That of the entry too: the other one can be set to anything.
+    """
+    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+
+
 def sha256_of(path: str | Path) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -4,12 +4,13 @@ It names the stage, the weights (sha256) and the wandb run, and under `made_from
 every model that went in; a model that came without one is known by name.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinybert_dist.config import redact
-from tinybert_dist.files import read_json, sha256_of, write_json
+from tinybert_dist.files import read_json, sha256_of, stamp_of, write_json
 
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
@@ -25,7 +26,7 @@ def write_lineage(
     record = {
         "name": name,
         "stage": stage,
-        "weights_sha256": sha256_of(Path(folder) / WEIGHTS),
+        "weights_sha256": _weights_of(Path(folder)),
         "wandb": dict(wandb) if wandb else None,
         "made_from": dict(made_from),
     }
@@ -38,7 +39,7 @@ def lineage_of(model: str | Path) -> dict[str, Any]:
     folder = Path(model)
     if not (folder / WEIGHTS).is_file():
         return {"name": travelling(str(model))}
-    weights = sha256_of(folder / WEIGHTS)
+    weights = _weights_of(folder)
     try:
         record = read_json(folder / LINEAGE)
     except (OSError, ValueError):
@@ -46,6 +47,16 @@ def lineage_of(model: str | Path) -> dict[str, Any]:
     if isinstance(record, dict) and record.get("weights_sha256") == weights:
         return record
     return {"name": travelling(str(model)), "weights_sha256": weights}
+
+
+def _weights_of(folder: Path) -> str:
+    file = folder / WEIGHTS
+    return _sha256(file, stamp_of(file.stat()))
+
+
+@functools.cache  # a stage asks several times for the same models
+def _sha256(file: Path, version: str) -> str:
+    return sha256_of(file)
 
 
 def travelling(value: Any) -> Any:

@@ -178,7 +178,12 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged ({error}). Copy or download it again.") from error
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> UserError:
+    """What is said of weights that cannot be read."""
+    return UserError(f"{file}: damaged ({error}). Copy or download it again.")
 
 
 def _read_bin(file: Path) -> dict[str, torch.Tensor]:

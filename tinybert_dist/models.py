@@ -27,6 +27,7 @@ from tinybert_dist.students import NAMED_STUDENTS, is_named_student, new_student
 from tinybert_dist.tokenizer import load_tokenizer, lowers
 
 __all__ = [
+    "HEAD_WEIGHTS",
     "NAMED_STUDENTS",
     "LoadReport",
     "as_transformers_head",
@@ -50,6 +51,8 @@ __all__ = [
     "student_config",
     "weights_fingerprint",
 ]
+
+HEAD_WEIGHTS = ("classifier.weight", "classifier.out_proj.weight")  # of a classifier, by architecture
 
 
 def load_encoder(
@@ -105,7 +108,7 @@ def load_classifier(
     config = load_config(path)
     if replace_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-    trained = state.get("classifier.weight", state.get("classifier.out_proj.weight"))
+    trained = next((state[name] for name in HEAD_WEIGHTS if name in state), None)
     num_trained = None if trained is None else len(trained)
     set_labels(config, labels, problem_type, num_labels, num_trained, files[0])
     model = build_model(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, config, state, files, dtype, seed)

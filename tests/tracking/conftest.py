@@ -12,7 +12,7 @@ from tiny_masked_lm import CHINESE, save_masked_lm
 from wandb_server import WandbServer
 
 from tinybert_dist.stages import pipeline
-from tinybert_dist.training.tracking import TrackingOptions, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def chain(workspace, tmp_path_factory) -> Path:
     (home / "recipe.yaml").write_text(yaml.safe_dump({"name": "all", "stages": steps}))
     pipeline.main([str(home / "recipe.yaml")])
     plt.figure(figsize=(1, 1)).savefig(home / "report.png")
-    with tracked(TrackingOptions(**tracking), "report", home / "runs/report", True, {}) as tracker:
+    with Tracker(TrackingOptions(**tracking), "report", home / "runs/report", True, {}) as tracker:
         tracker.log_image(home / "report.png")
     return home
 

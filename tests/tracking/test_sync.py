@@ -9,7 +9,7 @@ from command_lines import flags, general_distillation
 from tinybert_dist.config import parse
 from tinybert_dist.files import read_json
 from tinybert_dist.stages import general_distill, task_distill
-from tinybert_dist.training.tracking import TrackingOptions, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 
 def test_one_command_brings_a_pipeline_with_its_lineage(chain, chain_files, server, sync):
@@ -89,7 +89,7 @@ def test_a_server_that_refuses_costs_tables_and_no_run(chain, server, online, tm
     for file in ("model.safetensors", "config.json"):
         shutil.copy(chain / "runs/general" / file, tmp_path / "run")
     server.refuses = {"ArtifactType", "Viewer"}
-    with tracked(TrackingOptions(wandb_mode="online"), "evaluate", tmp_path / "run", True, {}) as tracker:
+    with Tracker(TrackingOptions(wandb_mode="online"), "evaluate", tmp_path / "run", True, {}) as tracker:
         tracker.log_table("predictions", ["text"], [["x"]])
         tracker.log_model(tmp_path / "run")
     assert "the table predictions did not get into wandb" in caplog.text

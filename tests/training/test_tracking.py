@@ -13,7 +13,7 @@ import wandb_files
 from tinybert_dist.config import UserError
 from tinybert_dist.lineage import lineage_of
 from tinybert_dist.training import wandb_run
-from tinybert_dist.training.tracking import Tracker, TrackingOptions, keep_rows_until, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions, keep_rows_until
 from tinybert_dist.training.wandb_run import resolve_mode
 
 
@@ -107,7 +107,7 @@ def test_disabled_writes_metrics_but_no_wandb(tmp_path):
 
 def test_the_environment_can_switch_wandb_off(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with tracked(TrackingOptions(), "evaluate", tmp_path / "run", True, {}) as tracker:
+    with Tracker(TrackingOptions(), "evaluate", tmp_path / "run", True, {}) as tracker:
         tracker.log(0, {"eval/score": 1.0})
         tracker.log_table("t", ["a"], [[1]])
         assert tracker.place == ""
@@ -120,14 +120,14 @@ def test_a_run_that_failed_says_so_and_the_next_start_continues_it(tmp_path):
     for fails in (True, False):
         with (
             contextlib.suppress(RuntimeError),
-            tracked(options, "task_distill", tmp_path, True, {}, resume_step=0) as tracker,
+            Tracker(options, "task_distill", tmp_path, True, {}, resume_step=0) as tracker,
         ):
             ids.append(tracker.run_id)
             tracker.log(1, {"loss/total": 1.0})
             if fails:
                 raise RuntimeError
     assert ids[0] == ids[1]
-    with tracked(options, "evaluate", tmp_path, True, {}) as tracker:
+    with Tracker(options, "evaluate", tmp_path, True, {}) as tracker:
         assert tracker.run_id != ids[0]  # another stage in the same folder
     ends = {
         path: [r.exit.exit_code for r in wandb_files.records(path) if r.WhichOneof("record_type") == "exit"]
@@ -140,13 +140,13 @@ def test_project_and_group_of_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "ours")
     monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "scratch"))
-    with tracked(TrackingOptions(wandb_mode="offline"), "evaluate", tmp_path / "run", True, {}):
+    with Tracker(TrackingOptions(wandb_mode="offline"), "evaluate", tmp_path / "run", True, {}):
         pass
     (path,) = wandb_files.run_files(tmp_path)
     run = wandb_files.runs(path)[0]
     assert (run.project, run.run_group) == ("ours", "sweep") and path.is_relative_to(tmp_path / "scratch")
     named = TrackingOptions(wandb_mode="offline", wandb_project="mine", run_group="night")
-    with tracked(named, "evaluate", tmp_path / "other", True, {}):
+    with Tracker(named, "evaluate", tmp_path / "other", True, {}):
         pass
     both = {wandb_files.runs(file)[0].display_name: file for file in wandb_files.run_files(tmp_path)}
     run = wandb_files.runs(both["evaluate-other"])[0]
@@ -159,7 +159,7 @@ def test_no_text_leaves_when_none_is_asked_for(tmp_path):
     )
     for samples, shown in ((0, False), (1, True)):
         options = TrackingOptions(wandb_mode="offline", wandb_samples=samples)
-        with tracked(options, "evaluate", tmp_path / str(samples), True, {}) as tracker:
+        with Tracker(options, "evaluate", tmp_path / str(samples), True, {}) as tracker:
             tracker.log(0, {"eval/score": 1.0})
             tracker.log_predictions(tmp_path)
         (path,) = wandb_files.run_files(tmp_path / str(samples))
@@ -171,7 +171,7 @@ def test_no_text_leaves_when_none_is_asked_for(tmp_path):
 
 def test_models_stay_here_when_asked_to(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    with tracked(
+    with Tracker(
         TrackingOptions(wandb_mode="offline", wandb_log_model="none"), "s", tmp_path, True, {}
     ) as tracker:
         tracker.log_model(tmp_path)

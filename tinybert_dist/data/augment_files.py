@@ -65,8 +65,13 @@ class Source:
         """
         found = sum(1 for _ in self.rows(bad).rows)
         if not found:
-            raise UserError(f"{self.file}: holds no example, so there is nothing to augment. Check the file.")
+            raise no_example(self.file)
         return found
+
+
+def no_example(file: Path) -> UserError:
+    """What is said of a file without any."""
+    return UserError(f"{file}: holds no example, so there is nothing to augment. Check the file.")
 
 
 def glue_source(glue_dir: str, task_name: str) -> Source:

@@ -15,7 +15,7 @@ from tinybert_dist.config import UserError
 from tinybert_dist.data.storage import filesystem_of, is_url, shown, unreadable
 from tinybert_dist.data.tables import ROW_FORMATS
 from tinybert_dist.data.text import format_suffix
-from tinybert_dist.files import fingerprint
+from tinybert_dist.files import fingerprint, stamp_of
 
 KNOWN_SUFFIXES = {".txt", ".text", *ROW_FORMATS}
 HUB = "hub:"
@@ -115,10 +115,7 @@ def _local(path: Path, name: str) -> Source:
             pass
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Check the file, its link and its permissions.") from error
-    # the time of change of the entry too: the other one can be set to anything
-    copied_version = f"{stat.st_size}-{stat.st_mtime_ns}"
-    version = f"{copied_version}-{stat.st_ctime_ns}"
-    return Source(str(path), name, stat.st_size, version, copied_version)
+    return Source(str(path), name, stat.st_size, stamp_of(stat), f"{stat.st_size}-{stat.st_mtime_ns}")
 
 
 def _find_remote(url: str, what: str) -> list[Source]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tinybert_dist.data.source_files import find_sources
 from tinybert_dist.data.storage import is_url
-from tinybert_dist.files import sha256_of
+from tinybert_dist.files import sha256_of, stamp_of
 
 WHOLE_BYTES = 1 << 30  # of larger files size, time of change and evenly spread blocks
 NUM_BLOCKS, BLOCK_BYTES = 64, 1 << 16
@@ -74,9 +74,7 @@ def _matches(pattern: Path) -> bool:
 
 
 def _content(file: Path, known: Content | None) -> Content:
-    stat = file.stat()
-    # the time of change of the entry too: the other one can be set to anything
-    version = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+    version = stamp_of(file.stat())
     return known if known and known.version == version else Content(version, _digest(str(file), version))
 
 

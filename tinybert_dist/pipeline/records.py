@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from tinybert_dist.files import read_json, write_json
 from tinybert_dist.pipeline.contents import NEVER, Content, matches_any
 from tinybert_dist.training.attempt import LOCK, Attempt
+from tinybert_dist.training.run_folder import outcome_in
 
 SUFFIX, SUBMITTED = ".step.json", ".submitted"
 
@@ -123,9 +124,8 @@ def _incomplete(path: Path) -> str | None:
     if not any(path.iterdir()):
         return f"{shown} is empty"
     for run in (path, path / "pretrained"):
-        if (run / "outcome.json").is_file():
-            outcome = read_json(run / "outcome.json").get("outcome")
-            if outcome != "finished":
+        if record := outcome_in(run):
+            if (outcome := record.get("outcome")) != "finished":
                 return f"{os.path.relpath(run)}: {outcome}"
             if not any(run.glob("model*.safetensors")):
                 return f"{os.path.relpath(run)}: the weights are gone"

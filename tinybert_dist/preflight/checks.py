@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from tinybert_dist.config import UserError
-from tinybert_dist.files import read_json
 from tinybert_dist.preflight import (
     data_checks,
     folder_checks,
@@ -17,6 +16,7 @@ from tinybert_dist.preflight import (
 from tinybert_dist.preflight.findings import Check, Finding, examine
 from tinybert_dist.preflight.machine import processes
 from tinybert_dist.preflight.subject import Subject
+from tinybert_dist.training.run_folder import outcome_in
 
 LAUNCH: dict[str, Check] = {
     "world size": launch_checks.check_world_size,
@@ -86,5 +86,4 @@ def check_stage(subject: Subject) -> list[Finding]:
 
 def is_finished(config: Any) -> bool:
     """Whether the output folder holds a finished training run."""
-    outcome = Path(config.output_dir or "") / "outcome.json"
-    return outcome.is_file() and read_json(outcome).get("outcome") == "finished"
+    return outcome_in(Path(config.output_dir or "")).get("outcome") == "finished"

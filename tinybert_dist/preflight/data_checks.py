@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data.augment_files import no_example
 from tinybert_dist.data.corpus import MAX_UNKNOWN_PCT
 from tinybert_dist.data.corpus_part import PREGENERATED_COLUMNS, Recipe
 from tinybert_dist.data.encoding import Example
@@ -21,7 +22,7 @@ from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.preflight.findings import Finding, NotYet, error, ok, warning
 from tinybert_dist.preflight.subject import SAMPLE_ROWS, Subject
 from tinybert_dist.report.measure import read_evaluation
-from tinybert_dist.training.corpus import require_usable
+from tinybert_dist.training.corpus import refuse_prepared, require_usable
 
 SAMPLE_TEXTS, SAMPLE_CHARS = 300, 5000
 SAMPLED_FILES = 3
@@ -84,7 +85,7 @@ def check_augmented_texts(subject: Subject) -> Iterator[Finding]:
     rows = source.rows(BadRecords(config.on_bad_record))
     examples = list(islice(rows.rows, SAMPLE_ROWS))
     if not examples:
-        raise UserError(f"{source.file}: holds no example, so there is nothing to augment. Check the file.")
+        raise no_example(source.file)
     yield ok(f"{source.file}: {len(examples):,}{'+' if len(examples) == SAMPLE_ROWS else ''} rows")
     texts = [tuple(row[column] for column in rows.text_columns) for row in examples[:SAMPLE_TEXTS]]
     yield from _check_texts(subject, texts, str(source.file), is_cut=False)
@@ -97,11 +98,9 @@ def check_corpus(subject: Subject) -> Iterator[Finding]:
     if path is None:
         return
     subject.earlier.require_written(path)
+    if getattr(config, "streaming", False):
+        refuse_prepared(path)
     if (Path(path) / MANIFEST).is_file() and subject.stage != "prepare_corpus":
-        if getattr(config, "streaming", False):
-            raise UserError(
-                f"--streaming: {path} is prepared already (it holds {MANIFEST}); leave --streaming out."
-            )
         recipe = Recipe(max_seq_length=_length(subject, path))
         dataset = TokenDataset.open(path)
         require_usable(dataset, Path(path), subject.tokenizer, recipe)
@@ -121,16 +120,10 @@ def check_corpus(subject: Subject) -> Iterator[Finding]:
 def check_evaluations(subject: Subject) -> Iterator[Finding]:
     """The scores that a report compares are there."""
     for role in ("teacher", "student", "label_only"):
-        models, evaluations = (
-            _several(getattr(subject.config, f"{role}_{what}")) for what in ("model", "eval")
-        )
+        models, evaluations = (getattr(subject.config, f"{role}_{what}") for what in ("model", "eval"))
         for folder in evaluations or models:
             subject.earlier.require_written(folder)
             yield ok(f"{role}: {read_evaluation(folder)['score']}")
-
-
-def _several(folders: str | list[str] | None) -> list[str]:
-    return [folders] if isinstance(folders, str) else folders or []
 
 
 def _length(subject: Subject, path: str) -> int:

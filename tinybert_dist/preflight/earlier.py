@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
-from tinybert_dist.files import read_json
 from tinybert_dist.preflight.findings import NotYet
 from tinybert_dist.preflight.models import Model, Planned
+from tinybert_dist.training.run_folder import outcome_in
 
 if TYPE_CHECKING:
     from tinybert_dist.preflight.subject import Subject
@@ -97,9 +97,8 @@ def _planned(step: str, subject: "Subject") -> Iterator[tuple[Path, Planned]]:
 
 
 def _is_finished(folder: Path) -> bool:
-    outcome = folder / "outcome.json"
-    if outcome.is_file():
-        return read_json(outcome).get("outcome") == "finished"
+    if outcome := outcome_in(folder):
+        return outcome.get("outcome") == "finished"
     # stages that do not train leave a manifest, results or a report last
     return any((folder / name).is_file() for name in ("manifest.json", "eval_results.json", "report.json"))
 

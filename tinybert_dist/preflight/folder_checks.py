@@ -15,7 +15,7 @@ from tinybert_dist.data.token_manifest import MANIFEST
 from tinybert_dist.preflight.findings import Finding, NotYet, error, ok, warning
 from tinybert_dist.preflight.subject import Subject
 from tinybert_dist.training.options import TrainingOptions
-from tinybert_dist.training.run_folder import refuse_other_numbers, refuse_strangers_folder
+from tinybert_dist.training.run_folder import refuse_other_numbers, refuse_strangers_folder, stage_of_run
 
 # token shards: 488 MB of 1 GB of English (README); what is compressed unpacks to about three times its size
 TOKEN_BYTES_PER_BYTE, UNPACKED = 0.5, 3
@@ -30,7 +30,7 @@ def check_folder(subject: Subject) -> Iterator[Finding]:
         return
     folder = Path(config.output_dir)
     if isinstance(config, TrainingOptions):
-        refuse_strangers_folder(folder, stage_of_run(subject))
+        refuse_strangers_folder(folder, stage_of_run(subject.stage, config))
         refuse_other_numbers(folder, config)
     parent = _existing(folder)
     if not parent.is_dir():
@@ -70,13 +70,6 @@ def check_space(subject: Subject) -> Iterator[Finding]:
         )
     else:
         yield ok(f"{_gib(free)} free, about {_gib(needed)} needed")
-
-
-def stage_of_run(subject: Subject) -> str:
-    """What run.json calls the stage."""
-    if subject.stage != "task_distill":
-        return subject.stage
-    return "task_distill_prediction" if subject.config.pred_distill else "task_distill_intermediate"
 
 
 def _token_bytes(subject: Subject) -> int:

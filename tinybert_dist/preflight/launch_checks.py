@@ -12,6 +12,7 @@ import torch
 from tinybert_dist.config import UserError
 from tinybert_dist.data.segmenters import SEGMENTERS
 from tinybert_dist.data.text import BadRecords
+from tinybert_dist.export.onnx_files import require_packages
 from tinybert_dist.preflight.findings import Finding, error, ok, warning
 from tinybert_dist.preflight.machine import cores, launched_as, processes
 from tinybert_dist.preflight.subject import Subject
@@ -21,7 +22,6 @@ from tinybert_dist.training.wandb_run import resolve_mode
 
 START = "accelerate launch --config_file accelerate_configs/"
 SHARE_THE_WORK = {"prepare_corpus"}  # takes its share from Slurm's variables, without a launcher
-EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SMALL_SHM_BYTES = 128 << 20
 # student: weights, gradients, two moments, float32; teacher: bf16 or float32; activations come on top
 TRAINED_BYTES, TEACHER_BYTES = 16, 4
@@ -114,12 +114,8 @@ def check_packages(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if getattr(config, "teacher_sharding", "none") == "zero3" and find_spec("deepspeed") is None:
         yield error("--teacher_sharding zero3 needs deepspeed.", "pip install deepspeed, or use fsdp2.")
-    wanted = {"onnx", "int8"}.intersection(getattr(config, "formats", []))
-    if wanted and (missing := [name for name in EXPORT_PACKAGES if find_spec(name) is None]):
-        yield error(
-            f"--formats {' '.join(sorted(wanted))} needs {', '.join(missing)}.",
-            "pip install 'tinybert_dist[export]', or give --formats transformers.",
-        )
+    if {"onnx", "int8"}.intersection(getattr(config, "formats", [])):
+        require_packages("write ONNX, or give --formats transformers")
     if subject.stage == "augment":
         segmenter = SEGMENTERS[config.segmenter]()
         try:

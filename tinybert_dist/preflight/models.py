@@ -15,18 +15,18 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from tinybert_dist.config import UserError
 from tinybert_dist.model_files import (
     HUB_NAME,
+    damaged,
     find_weights,
     load_config,
     model_folder,
     read_weights,
     whole_tensors,
 )
-from tinybert_dist.models import label_names, load_tokenizer
+from tinybert_dist.models import HEAD_WEIGHTS, label_names, load_tokenizer
 from tinybert_dist.preflight.findings import NotYet, once
 from tinybert_dist.preflight.hub import hub_is_reachable
 
 LFS_POINTER = b"version https://git-lfs"
-HEADS = ("classifier.weight", "classifier.out_proj.weight")
 MASKED_LM_HEADS = ("cls.predictions.", "lm_head.", "predictions.", "head.", "generator_predictions.")
 EMBEDDINGS = "word_embeddings.weight"
 
@@ -94,7 +94,7 @@ class Stored:
     @once
     def num_trained(self) -> int | None:
         """Outputs of its trained classification head; None: it has none."""
-        return next((self.shapes[name][0] for name in HEADS if name in self.shapes), None)
+        return next((self.shapes[name][0] for name in HEAD_WEIGHTS if name in self.shapes), None)
 
     @once
     def labels(self) -> tuple[str, ...] | None:
@@ -200,7 +200,7 @@ def _shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(file, "pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged ({error}). Copy or download it again.") from error
+        raise damaged(file, error) from error
 
 
 def _shapes_of_pickle(file: Path) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from tinybert_dist.data.word_vectors import WordVectors
 from tinybert_dist.files import fingerprint, sha256_of
 from tinybert_dist.models import LoadReport, load_masked_lm, load_tokenizer, lowers, weights_fingerprint
 from tinybert_dist.preflight.checks import preflight
-from tinybert_dist.training.tracking import TrackingOptions, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 DRAWS_OF_TASK = {"CoLA": 30, "MRPC": 30, "RTE": 30, "SST-2": 20, "QNLI": 20, "MNLI": 10, "QQP": 10}
 OTHER_DRAWS = 30
@@ -279,7 +279,7 @@ def _track(config: AugmentConfig, plan: Plan, summary: dict[str, Any]) -> None:
     samples = summary["samples"][: config.wandb_samples]
     rows = [[" | ".join(sample["original"]), " | ".join(sample["augmented"])] for sample in samples]
     options = to_dict(config) | {"N": plan.draws}
-    with tracked(config, "augment", plan.output.parent, True, options, name=plan.output.name) as tracker:
+    with Tracker(config, "augment", plan.output.parent, True, options, name=plan.output.name) as tracker:
         tracker.use_model("pretrained_bert_model", config.pretrained_bert_model)
         tracker.log(0, numbers)
         if rows:

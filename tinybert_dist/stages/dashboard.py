@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from tinybert_dist import dashboard
 from tinybert_dist.config import UserError
 from tinybert_dist.files import write_json
+from tinybert_dist.training.wandb_run import project_name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the specification here")
     parser.add_argument("--publish", action="store_true", help="save it as a view of the project")
     options = parser.parse_args(argv)
-    project = options.project or os.environ.get("WANDB_PROJECT") or "tinybert_dist"
+    project = project_name(options.project)
     entity = options.entity or os.environ.get("WANDB_ENTITY") or ""
     try:
         if options.publish and not entity:

@@ -27,8 +27,6 @@ from tinybert_dist.preflight.environment import check_environment
 from tinybert_dist.preflight.findings import Finding, ok, to_table, worst
 from tinybert_dist.preflight.subject import Subject
 
-# not stages of a model
-
 
 class Part(NamedTuple):
     """Findings under one heading: the machine, a stage, or a step of a recipe."""

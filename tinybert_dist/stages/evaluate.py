@@ -24,7 +24,7 @@ from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.scoring import Scorer, write_results
 from tinybert_dist.training.strategy import on_main, start_accelerator
-from tinybert_dist.training.tracking import TrackingOptions, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             print(f"evaluate: would score {count_parameters(model):,} parameters on {', '.join(splits)}")
         return {"outcome": "dry_run"}
     is_main = accelerator.is_main_process
-    with tracked(config, "evaluate", config.output_dir, is_main, to_dict(config)) as tracker:
+    with Tracker(config, "evaluate", config.output_dir, is_main, to_dict(config)) as tracker:
         tracker.use_model("student_model", config.student_model)
         scorer = Scorer.of(task, splits, tokenizer, collate, accelerator, config.eval_batch_size, order)
         logits = scorer.all_logits(model)

@@ -46,7 +46,7 @@ from tinybert_dist.report import speed
 from tinybert_dist.training.options import OPERATIONAL
 from tinybert_dist.training.scoring import Scorer, by_metric
 from tinybert_dist.training.strategy import start_accelerator
-from tinybert_dist.training.tracking import TrackingOptions, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 VERSION = 1
 
@@ -125,7 +125,7 @@ def describe(record: Mapping[str, Any]) -> str:
 
 def _track(config: ExportConfig, output: Path, record: Mapping[str, Any]) -> None:
     table = formats.table(record)
-    with tracked(config, "export", output, True, to_dict(config)) as tracker:
+    with Tracker(config, "export", output, True, to_dict(config)) as tracker:
         tracker.use_model("student_model", config.student_model)
         tracker.log_table("formats", list(table[0]), [list(row.values()) for row in table])
         tracker.summary(
@@ -142,8 +142,6 @@ def _check(config: ExportConfig) -> None:
         raise UserError(f"--formats {unknown[0]}: allowed are {', '.join(formats.FILES)}.")
     if config.eval_batch_size < 1:
         raise UserError(f"--eval_batch_size {config.eval_batch_size}: give a number of at least 1.")
-    if set(config.formats) - {"transformers"}:
-        onnx_files.require_packages("write ONNX, or give --formats transformers")
 
 
 def _load(config: ExportConfig, task: TaskData | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tinybert_dist.config import HfArg, UserError, run_stage
+from tinybert_dist.config import HfArg, run_stage
 from tinybert_dist.data.corpus_part import Recipe
 from tinybert_dist.data.stream import Stream, open_stream
-from tinybert_dist.data.token_manifest import MANIFEST
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.options import DistillOptions
 from tinybert_dist.distill.teacher import Teacher
@@ -21,7 +20,7 @@ from tinybert_dist.models import (
     weights_fingerprint,
 )
 from tinybert_dist.preflight.checks import preflight
-from tinybert_dist.training.corpus import open_corpus
+from tinybert_dist.training.corpus import open_corpus, refuse_prepared
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
@@ -136,10 +135,7 @@ def _open(
     path, skips = config.train_file_path, config.on_bad_record
     recipe = Recipe(config.mode, config.max_seq_length, config.seed, config.text_column)
     if config.streaming:
-        if (Path(path) / MANIFEST).is_file():
-            raise UserError(
-                f"--streaming: {path} is prepared already (it holds {MANIFEST}); leave --streaming out."
-            )
+        refuse_prepared(path)
         if config.prepare_workers > 1:
             accelerator.print("note: --prepare_workers does nothing with --streaming; --num_workers tokenise")
         return on_main(accelerator, lambda: open_stream(path, tokenizer, recipe, on_bad_record=skips))

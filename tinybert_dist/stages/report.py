@@ -25,7 +25,7 @@ from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.report import card as report_card
 from tinybert_dist.report import figures, measure, speed
 from tinybert_dist.training.options import OPERATIONAL
-from tinybert_dist.training.tracking import TrackingOptions, tracked
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 VERSION = 2
 OUTPUTS = ("report.json", "report.md", "report.png")
@@ -107,7 +107,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
 
 def outputs(config: ReportConfig) -> list[str]:
     """Of a pipeline: the three files, in a folder that may hold everything else, too."""
-    return [os.path.join(config.output_dir, name) for name in ("report.json", "report.md", "report.png")]
+    return [os.path.join(config.output_dir, name) for name in OUTPUTS]
 
 
 def main(argv: Sequence[str] | None = None) -> Any:
@@ -120,7 +120,7 @@ def _write(config: ReportConfig, output: Path, card: dict[str, Any], curves: Cur
     markdown = report_card.to_markdown(card)
     figures.draw(card, curves, output / "report.png")
     write_atomic(output / "report.md", markdown)
-    with tracked(config, "report", output, True, to_dict(config)) as tracker:
+    with Tracker(config, "report", output, True, to_dict(config)) as tracker:
         for option in ("teacher_model", "student_model", "label_only_model"):
             for folder in getattr(config, option)[:1]:
                 tracker.use_model(option, folder)

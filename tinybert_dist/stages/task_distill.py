@@ -35,6 +35,7 @@ from tinybert_dist.training.job import Job
 from tinybert_dist.training.layout import choose_collator
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.outputs import classifier_outputs
+from tinybert_dist.training.run_folder import stage_of_run
 from tinybert_dist.training.scoring import Scorer
 from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.student import check_same_vocabulary, continue_projections
@@ -109,7 +110,7 @@ def run(config: TaskDistillConfig) -> dict[str, Any]:
         return evaluate.run(evaluate.EvaluateConfig(**{k: v for k, v in vars(config).items() if k in names}))
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
-    stage = "task_distill_prediction" if config.pred_distill else "task_distill_intermediate"
+    stage = stage_of_run("task_distill", config)
     on_main(accelerator, preflight, "task_distill", config)
     bad = BadRecords(config.on_bad_record)
     assert config.teacher_model is not None  # __post_init__ demands it for training

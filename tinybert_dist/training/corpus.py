@@ -55,6 +55,14 @@ def open_corpus(
     return dataset
 
 
+def refuse_prepared(path: str) -> None:
+    """Raises UserError for token shards where raw text is to be streamed."""
+    if (Path(path) / MANIFEST).is_file():
+        raise UserError(
+            f"--streaming: {path} is prepared already (it holds {MANIFEST}); leave --streaming out."
+        )
+
+
 def require_usable(
     dataset: TokenDataset, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
 ) -> None:

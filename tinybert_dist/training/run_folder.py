@@ -27,6 +27,19 @@ class Failure(NamedTuple):
     resumable: bool = True
 
 
+def stage_of_run(stage: str, config: Any) -> str:
+    """What run.json calls a stage: the two steps of task distillation are runs of their own kind."""
+    if stage != "task_distill":
+        return stage
+    return "task_distill_prediction" if config.pred_distill else "task_distill_intermediate"
+
+
+def outcome_in(folder: Path) -> dict[str, Any]:
+    """outcome.json of a training run, {} where there is none."""
+    path = folder / "outcome.json"
+    return read_json(path) if path.is_file() else {}
+
+
 def refuse_strangers_folder(path: str | Path, stage: str) -> None:
     """Raises UserError for a folder with files no run of this stage made.
 
@@ -95,8 +108,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """outcome.json of a finished run, else None."""
-        path = self.path / "outcome.json"
-        outcome = read_json(path) if path.exists() else {}
+        outcome = outcome_in(self.path)
         return outcome if outcome.get("outcome") == "finished" else None
 
     def end(

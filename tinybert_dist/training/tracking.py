@@ -49,39 +49,18 @@ class TrackingOptions:
     )
 
 
-@contextmanager
-def tracked(
-    options: TrackingOptions,
-    stage: str,
-    folder: str | Path,
-    is_main: bool,
-    config: Mapping[str, Any],
-    *,
-    resume_step: int | None = None,
-    name: str = "",
-) -> Iterator["Tracker"]:
-    """The tracker of a stage, closed at the end; after an error its wandb run says that it failed.
+class Tracker:
+    """What a stage is followed with: `with Tracker(...) as tracker:`; after an error its wandb run says that
+    it failed. Every method does nothing on other than the main process, and without wandb its part.
+
+    The wandb run is made at the first start of a stage in its folder, and continued by every later one there.
+    `wandb_mode` "auto" is online with an API key, else offline; WANDB_MODE wins over "auto".
 
     config: options and facts by name; paths are cut down to their last part. resume_step: of a training run,
     which writes metrics.jsonl; its rows after this step are dropped, so a replayed step has one row. name: of
     what the stage makes there, where it may make several things in one folder.
 
     Raises UserError for an unknown mode or a metrics.jsonl that is not ours.
-    """
-    tracker = Tracker(options, stage, folder, is_main, config, resume_step=resume_step, name=name)
-    try:
-        yield tracker
-    except BaseException:
-        tracker.finish(1)
-        raise
-    tracker.finish()
-
-
-class Tracker:
-    """See `tracked`. Every method does nothing on other than the main process, and without wandb its part.
-
-    The wandb run is made at the first start of a stage in its folder, and continued by every later one there.
-    `wandb_mode` "auto" is online with an API key, else offline; WANDB_MODE wins over "auto".
     """
 
     def __init__(
@@ -120,12 +99,18 @@ class Tracker:
                 mode,
                 stage,
                 self._settings(config),
-                options.wandb_project or os.environ.get("WANDB_PROJECT") or "tinybert_dist",
+                wandb_run.project_name(options.wandb_project),
                 options.run_group or os.environ.get("WANDB_RUN_GROUP"),
             )
             self._run_id = self._run.id
             offline = f"{self._base / 'wandb'}; upload: (cd {self._base} && wandb sync --yes)"
             self._place = offline if self._run.offline else self._run.url
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(0 if kind is None else 1)
 
     def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What goes into the run's config: what decides the numbers, and what computed them."""

@@ -15,7 +15,7 @@ from tinybert_dist.training.progress import readable_count
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.strategy import on_main
 from tinybert_dist.training.telling import after, before, lines
-from tinybert_dist.training.tracking import tracked
+from tinybert_dist.training.tracking import Tracker
 from tinybert_dist.training.watchdog import Watchdog
 
 MEASURED_S = 1.0
@@ -70,7 +70,7 @@ def _train(
     # signals are repeated, and launchers end what is left when one process died: not before it is recorded
     stop = until_recorded.enter_context(StopRequest(folder.path / "STOP", job.options.max_seconds))
     tracker = until_recorded.enter_context(
-        tracked(
+        Tracker(
             job.options,
             job.stage,
             folder.path,

@@ -50,6 +50,11 @@ def resolve_mode(asked: str) -> str:
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
+def project_name(asked: str | None) -> str:
+    """The project: as asked, else by WANDB_PROJECT, else this program's."""
+    return asked or os.environ.get("WANDB_PROJECT") or "tinybert_dist"
+
+
 def run_id_of(note: Path) -> str:
     """Id of a stage's run: made at the first start and kept in `note` for all later ones."""
     if note.is_file():
