@@ -8,7 +8,7 @@ from dataclasses import replace
 import fsspec
 import numpy as np
 import pytest
-from stream_runs import BATCH, epochs_of, lines_as_rows, rows_in, rows_of, run, stream_of, write
+from stream_runs import BATCH, batches_of, epochs_of, lines_as_rows, rows_in, rows_of, run, stream_of, write
 from torch.utils.data import get_worker_info
 
 from tinybert_dist.config import UserError
@@ -225,6 +225,26 @@ def test_going_on_reads_nothing_that_came_before(tmp_path, tokenizer, lines):
 
 
 # --- bad data -----------------------------------------------------------------------------------------------
+
+
+def test_lanes_come_to_their_next_blocks_in_turns(tmp_path, tokenizer, monkeypatch):
+    """Else the loader rests and then has all its work at once."""
+    num_lanes, block_rows = 12, 64
+    monkeypatch.setattr(stream_lane, "BATCH_SENTENCES", 8)
+    write(tmp_path / "corpus.txt", [f"sentence {i % 10} of many" for i in range(num_lanes * block_rows * 5)])
+    monkeypatch.setattr(law, "MAX_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(law, "MIN_BLOCK_ROWS", block_rows)
+    batches = batches_of(
+        stream_of(tmp_path / "corpus.txt", tokenizer), num_lanes=num_lanes, batch_size=num_lanes
+    )
+    blocks, begun = {}, []
+    for _ in batches.loader(0, 4 * block_rows, num_workers=0):
+        now = {lane: position[:3] for lane, position in batches.positions.items()}
+        begun.append(sum(now[lane] != blocks.get(lane) for lane in now))
+        blocks = now
+    assert sum(begun) >= 4 * num_lanes
+    quarters = np.add.reduceat(begun[1:], np.arange(0, len(begun) - 1, block_rows // 4))
+    assert quarters.max() <= num_lanes / 2, begun
 
 
 @pytest.mark.parametrize("workers", [0, 2])

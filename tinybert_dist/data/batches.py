@@ -168,6 +168,7 @@ def prefetched(
     pin_memory: bool = False,
     timeout_s: float = 300,
     items_per_step: int = 1,
+    items_ahead: int = 2,
 ) -> Generator:
     """The items of a dataset, made by workers that take turns, or without any; closing it ends them.
 
@@ -181,6 +182,7 @@ def prefetched(
             num_workers=num_workers,
             pin_memory=pin_memory,
             timeout=timeout_s if num_workers else 0,
+            prefetch_factor=items_ahead if num_workers else None,
             worker_init_fn=_serve_until_told if num_workers else None,
             generator=torch.Generator(),  # else creating the iterator moves the global random state
         )

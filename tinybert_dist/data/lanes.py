@@ -16,6 +16,7 @@ DECK_DRAWS = 1 << 17
 ALIKE = 0.03  # weights that differ by less count as equal
 WINDOW_ROWS = 1 << 17  # shuffled together, over all lanes
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 512, 8192
+GOLDEN_RATIO = (5**0.5 - 1) / 2  # the fractional parts of its multiples spread evenly
 
 
 def num_lanes(num_groups: int) -> int:
@@ -31,6 +32,15 @@ def block_rows(weights: Sequence[float]) -> int:
     """Rows a lane shuffles at a time: the fewer lanes share the weight, the more."""
     shares = np.asarray(weights) / sum(weights)
     return int(np.clip(WINDOW_ROWS * (shares**2).sum(), MIN_BLOCK_ROWS, MAX_BLOCK_ROWS))
+
+
+def first_block_rows(lane: int, block_rows: int) -> int:
+    """Of a lane's first block of an epoch: from 0 to block_rows, evenly spread over the lanes.
+
+    Else all lanes come to their next blocks together: on 220 MB of English, 500 steps of 3 ms of work and
+    then 100 of 65 ms, again and again; now 3 to 24 ms each.
+    """
+    return int(block_rows * ((lane + 1) * GOLDEN_RATIO % 1))
 
 
 def piece_order(seed: int, epoch: int, lane: int, num_pieces: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinybert_dist.data.corpus_part import Recipe
-from tinybert_dist.data.lanes import piece_order, row_order
+from tinybert_dist.data.lanes import first_block_rows, piece_order, row_order
 from tinybert_dist.data.packing import Row, pack_lines, pack_pairs
 from tinybert_dist.data.sources import Piece, read_sentences
 from tinybert_dist.data.text import BadRecords, OnRead, format_suffix
@@ -174,8 +174,10 @@ class Lane:
         return True
 
     def _encoded(self, rows: Sequence[Row]) -> Iterator[list[int] | None]:
-        epoch = self._next.epoch
-        while len(rows) < self._block_rows and self._next.epoch == epoch:
+        epoch, wanted = self._next.epoch, self._block_rows
+        if self._next.piece == self._next.records == 0:
+            wanted = first_block_rows(self.number, wanted)
+        while (not rows or len(rows) < wanted) and self._next.epoch == epoch:
             yield from self._reading.encode(self._read_batch())
 
     def _read_batch(self) -> list[str | None]:
