@@ -26,11 +26,24 @@ def test_models_take_turns_at_every_size():
     options = speed.SpeedOptions(length_tokens=[16, 8], batch_size=[4, 1], repeats=3)
     result = speed.measure_speed(runners, options, lengths=[8, 16], vocab_size=100)
     sizes = [(1, 8), (4, 8), (1, 16), (4, 16)]
-    warm_up, turns = ["teacher"] * 2 + ["student"] * 2, ["teacher", "student"] * 3
-    assert calls == [(name, size) for size in sizes for name in warm_up + turns]
+    warm_up = ["teacher"] * 2 + ["student"] * 2
+    turns = [calls[i : i + 10] for i in range(0, 40, 10)]
+    for size, turn in zip(sizes, turns, strict=True):
+        assert {called for _, called in turn} == {size}
+        names = [name for name, _ in turn]
+        assert names[:4] == warm_up
+        assert all({*names[i : i + 2]} == {*runners} for i in (4, 6, 8)), "each once in a repeat"
     for entries in result.values():
         assert [(e["batch_size"], e["length_tokens"]) for e in entries] == sizes
         assert all(e["repeats"] == 3 for e in entries)
+
+
+def test_none_always_comes_behind_the_same_one():
+    calls = []
+    named = {name: runner(name, calls)(torch.zeros(1)) for name in "abc"}
+    speed.take_turns(named, 30, 60)
+    order = [name for name, _ in calls[6:]]
+    assert len({order[i - 1] for i in range(1, 90) if order[i] == "b"} - {"b"}) == 2
 
 
 def test_a_slow_model_is_timed_three_times_at_least():
