@@ -29,7 +29,7 @@ from tinybert_dist.training.job import Job
 from tinybert_dist.training.progress import ProgressLine
 from tinybert_dist.training.run_folder import RunFolder
 from tinybert_dist.training.schedule import learning_rate_at
-from tinybert_dist.training.strategy import autocast, on_main
+from tinybert_dist.training.strategy import autocast, on_main, seed_draws
 from tinybert_dist.training.stream_feed import StreamFeed
 from tinybert_dist.training.tracking import Tracker
 from tinybert_dist.training.utilisation import Utilisation
@@ -122,7 +122,9 @@ class TrainingLoop:
             batch = host_batch.to(device)
             beat("forward")
             targets = job.targets(batch)
-            torch.manual_seed(draw_seed(self.options.seed, self.step, index))  # dropout, whatever the process
+            seed_draws(
+                device, draw_seed(self.options.seed, self.step, index)
+            )  # dropout, whatever the process
             is_last = i == len(micro_batches) - 1
             with self.trained.micro_batch(is_last):
                 sums = self.trained(batch, targets)

@@ -125,6 +125,16 @@ def autocast(accelerator: RunAccelerator) -> torch.autocast:
     )
 
 
+def seed_draws(device: torch.device, seed: int) -> None:
+    """torch.manual_seed for the CPU and `device` alone: 1 us instead of 100.
+
+    For each kind of device that is not in use torch notes the call, with its stack.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def on_main(accelerator: Accelerator, function: Callable[..., ResultT], *arguments: object) -> ResultT:
     """Runs `function` on the main process only; its result, or its error, reaches every process."""
     outcome: list = [None, None]
