@@ -24,35 +24,35 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 
 
 class Sink:
-    """Receives (query, key) blocks [B, H, S, K] of the wanted layers (0-based).
+    """Receives (query, key) blocks [B, H, S, K] of the wanted layers (0-based), one pair for each group.
 
     Neither dict nor dataclass: FSDP2 copies those among the arguments, and captures would be lost.
     """
 
     def __init__(self, layers: Collection[int]):
         self.layers = layers
-        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self.blocks: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
 
 def attention(module, query, key, value, attention_mask, *, micro_batch=None, sink=None, **kwargs):
     """SDPA over [B, H, S, K], or over a packed row [1, H, T, K] when `micro_batch` is packed."""
     packed = micro_batch is not None and micro_batch.is_packed
-    if packed:
-        query, key, value = (micro_batch.to_blocks(x) for x in (query, key, value))
+    queries, keys, values = (micro_batch.to_blocks(x) if packed else [x] for x in (query, key, value))
     if sink is not None and module.layer_idx in sink.layers:
-        sink.blocks[module.layer_idx] = (query, key)
+        sink.blocks[module.layer_idx] = list(zip(queries, keys, strict=True))
     if not packed:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     with _backend(query):
-        output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=micro_batch.block_mask,
-            dropout_p=kwargs.get("dropout", 0.0),
-            scale=kwargs.get("scaling"),
-        )
-    return micro_batch.to_row(output), None
+        outputs = [
+            F.scaled_dot_product_attention(
+                *blocks,
+                attn_mask=mask,
+                dropout_p=kwargs.get("dropout", 0.0),
+                scale=kwargs.get("scaling"),
+            )
+            for *blocks, mask in zip(queries, keys, values, micro_batch.block_masks, strict=True)
+        ]
+    return micro_batch.to_row(outputs), None
 
 
 def _backend(query: Tensor) -> contextlib.AbstractContextManager:
@@ -68,10 +68,10 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it padding woul
 
 @dataclass(frozen=True)
 class Encoded:
-    """Hidden states (embeddings first) [..., T or S, D], captured (query, key) blocks by 0-based layer."""
+    """Hidden states (embeddings first) [..., T or S, D]; (query, key) of each group by 0-based layer."""
 
     hidden: tuple[Tensor, ...]
-    attention: dict[int, tuple[Tensor, Tensor]]
+    attention: dict[int, list[tuple[Tensor, Tensor]]]
 
 
 def encode(model: PreTrainedModel, batch: MicroBatch, attention_layers: Collection[int] = ()) -> Encoded:
