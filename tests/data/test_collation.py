@@ -165,6 +165,13 @@ def test_to_blocks_and_back(lengths):
     assert torch.equal(gradient, weights.transpose(1, 2))
 
 
+def test_all_tensors_move():
+    batch = Collator("packed", 0)(rows_of([2] * 9 + [50, 51])).to("meta")
+    moved = [batch.input_ids, batch.block_index_T, *(m for m in batch.block_masks if m is not None)]
+    assert len(moved) == 3 and all(tensor.device.type == "meta" for tensor in moved)
+    assert batch.rows_B.device.type == "cpu"
+
+
 def rows_of(lengths):
     return Samples.of([Sample(i, np.arange(n), n, None) for i, n in enumerate(lengths)])
 
