@@ -1,6 +1,8 @@
 """What one forward sees: sequences packed into one row of real tokens, or padded where they cannot be.
 
-Shapes: B sequences, S longest sequence, T real tokens, H heads, K head width.
+Attention runs over blocks: per group of sequences of like lengths, which stand side by side in the row.
+
+Shapes: B sequences (of a group), S longest of them, T real tokens, H heads, K head width.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -23,9 +25,10 @@ class MicroBatch:
     max_length: int
     is_dummy: bool = False  # holds a rank's place in a collective, counts for nothing
     position_ids: Tensor | None = None  # [1, T], from 0 in every sequence; None when padded
-    block_index_T: Tensor | None = None  # packed: where token t stands in flattened [B, S] blocks
     attention_mask: Tensor | None = None  # padded: [B, S] of 0/1; packed: None
-    block_mask: Tensor | None = None  # packed: bool [B, 1, 1, S]; None when no block has padding
+    block_shapes: tuple[tuple[int, int], ...] = ()  # packed: (B, S) of each group
+    block_index_T: Tensor | None = None  # packed: where token t stands in the groups' blocks, flattened
+    block_masks: tuple[Tensor | None, ...] = ()  # packed: bool [B, 1, 1, S]; None where all are of one length
     token_labels: Tensor | None = None  # masked-LM targets in the shape of input_ids, -100 elsewhere
     num_token_labels: int = 0
 
@@ -54,23 +57,30 @@ class MicroBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function) -> "MicroBatch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: function(t) for n, t in tensors.items() if isinstance(t, Tensor)})
+        def mapped(value):
+            if isinstance(value, tuple):
+                return tuple(map(mapped, value))
+            return function(value) if isinstance(value, Tensor) else value
 
-    def to_blocks(self, x_1HTK: Tensor) -> Tensor:
-        """Packed row [1, H, T, K] -> per-sequence blocks [B, H, S, K], zeros where a block has no token."""
+        return replace(self, **{f.name: mapped(getattr(self, f.name)) for f in fields(self)})
+
+    def to_blocks(self, x_1HTK: Tensor) -> list[Tensor]:
+        """Packed row [1, H, T, K] -> blocks [B, H, S, K] of each group, zeros where a block has no token."""
         _, heads, num_tokens, width = x_1HTK.shape
-        shape = (self.num_sequences, self.max_length, heads, width)
+        sizes = [num * length for num, length in self.block_shapes]
         x_THK = x_1HTK[0].transpose(0, 1)
-        if num_tokens != shape[0] * shape[1]:
+        if num_tokens != sum(sizes):
             assert self.block_index_T is not None, "padded already"
-            empty = x_THK.new_zeros(shape[0] * shape[1], heads, width)
-            x_THK = empty.index_copy(0, self.block_index_T, x_THK)
-        return x_THK.reshape(shape).transpose(1, 2)
+            x_THK = x_THK.new_zeros(sum(sizes), heads, width).index_copy_(0, self.block_index_T, x_THK)
+        return [
+            part.view(*shape, heads, width).transpose(1, 2)
+            for part, shape in zip(x_THK.split(sizes), self.block_shapes, strict=True)
+        ]
 
-    def to_row(self, x_BHSK: Tensor) -> Tensor:
-        """Blocks [B, H, S, K] -> packed row [1, T, H, K], the layout attention functions return."""
-        x_NHK = x_BHSK.transpose(1, 2).flatten(0, 1)
+    def to_row(self, blocks: list[Tensor]) -> Tensor:
+        """Blocks [B, H, S, K] of each group -> packed row [1, T, H, K], as attention functions return it."""
+        parts = [x_BHSK.transpose(1, 2).flatten(0, 1) for x_BHSK in blocks]
+        x_NHK = torch.cat(parts) if len(parts) > 1 else parts[0]
         if x_NHK.shape[0] != self.num_tokens:
             assert self.block_index_T is not None, "padded already"
             x_NHK = x_NHK.index_select(0, self.block_index_T)

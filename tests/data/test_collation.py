@@ -8,9 +8,10 @@ import torch
 
 from tinybert_dist.data import order
 from tinybert_dist.data.batches import Collator, StepBatches, masked_language_model
+from tinybert_dist.data.length_groups import group_bounds
 from tinybert_dist.data.order import Order, cut
 from tinybert_dist.data.token_writer import TokenWriter
-from tinybert_dist.data.tokens import TokenDataset
+from tinybert_dist.data.tokens import Sample, Samples, TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
 
 
@@ -33,7 +34,7 @@ def test_counts_and_layouts_agree(dataset):
 def collate_one_by_one(layout, samples, token_labels=None, pad=9, max_length=40):
     """What a micro-batch is, sample by sample."""
     longest = max_length if layout == "fixed" else max(len(s.input_ids) for s in samples)
-    names = ("input_ids", "token_type_ids", "position_ids", "block_index_T", "attention_mask", "token_labels")
+    names = ("input_ids", "token_type_ids", "position_ids", "attention_mask", "token_labels")
     rows = {name: [] for name in names}
     for b, sample in enumerate(samples):
         ids = sample.input_ids.tolist()
@@ -42,7 +43,6 @@ def collate_one_by_one(layout, samples, token_labels=None, pad=9, max_length=40)
         rows["input_ids"].append(ids + [pad] * padding)
         rows["token_type_ids"].append([int(i >= sample.segment_b) for i in places] + [0] * padding)
         rows["position_ids"].append(list(places))
-        rows["block_index_T"].append([b * longest + i for i in places])
         rows["attention_mask"].append([1] * len(ids) + [0] * padding)
         if token_labels is not None:
             rows["token_labels"].append(token_labels[b].tolist() + [-100] * padding)
@@ -50,9 +50,7 @@ def collate_one_by_one(layout, samples, token_labels=None, pad=9, max_length=40)
     flat = {name: torch.tensor([value for row in rows[name] for value in row]) for name in names}
     if layout == "packed":
         shaped = {name: flat[name].unsqueeze(0) for name in ("input_ids", "token_type_ids", "position_ids")}
-        shaped["block_index_T"] = flat["block_index_T"]
-        if min(lengths) < longest:
-            shaped["block_mask"] = torch.tensor([[[[i < n for i in range(longest)]]] for n in lengths])
+        shaped |= blocks_one_by_one([lengths[a:b] for a, b in group_bounds(np.array(lengths))])
         starts = [sum(lengths[:b]) for b in range(len(samples))]
     else:
         shaped = {n: flat[n].view(-1, longest) for n in ("input_ids", "token_type_ids", "attention_mask")}
@@ -71,10 +69,28 @@ def collate_one_by_one(layout, samples, token_labels=None, pad=9, max_length=40)
     )
 
 
+def blocks_one_by_one(groups):
+    """Where tokens stand in the groups' blocks, flattened; a block is as long as the longest of its group."""
+    index, masks, shapes, start = [], [], [], 0
+    for lengths in groups:
+        longest = max(lengths)
+        shapes.append((len(lengths), longest))
+        mask = torch.tensor([[[[i < n for i in range(longest)]]] for n in lengths])
+        masks.append(None if mask.all() else mask)
+        for n in lengths:
+            index += range(start, start + n)
+            start += longest
+    return {
+        "block_index_T": torch.tensor(index),
+        "block_masks": tuple(masks),
+        "block_shapes": tuple(shapes),
+    }
+
+
 def assert_equal(actual, expected):
     for field in fields(MicroBatch):
         ours, theirs = getattr(actual, field.name), getattr(expected, field.name)
-        if isinstance(theirs, torch.Tensor):
+        if isinstance(theirs, torch.Tensor) or field.name == "block_masks":
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=field.name)
         else:
             assert type(ours) is type(theirs) and ours == theirs, field.name
@@ -129,13 +145,35 @@ def test_a_step_is_what_its_rows_are_one_by_one(mixed, monkeypatch):
     assert crossing > 3
 
 
-def test_to_blocks_and_back(dataset):
-    batch = Collator("packed", 0)(dataset.fetch([1, 2, 3]))
-    x = torch.randn(1, 2, batch.num_tokens, 5)
-    blocks = batch.to_blocks(x)
-    assert blocks.shape == (3, 2, batch.max_length, 5)
-    assert torch.equal(batch.to_row(blocks), x.transpose(1, 2))
-    assert torch.isclose(blocks.sum(), x.sum(), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    "lengths", [[3, 5, 4], [2] * 9 + [50] * 3, [7] * 4, [3] * 8 + [30, 31] + [90] * 2, [1]]
+)
+def test_to_blocks_and_back(lengths):
+    batch = Collator("packed", 0)(rows_of(lengths))
+    x = torch.randn(1, 2, batch.num_tokens, 5, requires_grad=True)
+    groups = batch.to_blocks(x)
+    assert [(len(blocks), blocks.shape[2]) for blocks in groups] == list(batch.block_shapes)
+    starts = batch.starts_B.tolist()
+    blocks_one_by_one = [block for blocks in groups for block in blocks]
+    for start, length, block in zip(starts, lengths, blocks_one_by_one, strict=True):
+        assert torch.equal(block[:, :length], x[0, :, start : start + length])
+        assert not block[:, length:].any()
+    row = batch.to_row(groups)
+    assert torch.equal(row, x.transpose(1, 2))
+    weights = torch.randn_like(row)
+    (gradient,) = torch.autograd.grad((row * weights).sum(), x)
+    assert torch.equal(gradient, weights.transpose(1, 2))
+
+
+def test_all_tensors_move():
+    batch = Collator("packed", 0)(rows_of([2] * 9 + [50, 51])).to("meta")
+    moved = [batch.input_ids, batch.block_index_T, *(m for m in batch.block_masks if m is not None)]
+    assert len(moved) == 3 and all(tensor.device.type == "meta" for tensor in moved)
+    assert batch.rows_B.device.type == "cpu"
+
+
+def rows_of(lengths):
+    return Samples.of([Sample(i, np.arange(n), n, None) for i, n in enumerate(lengths)])
 
 
 def test_masking_is_keyed_by_row_and_epoch(dataset):

@@ -59,3 +59,35 @@ def test_choice_of_relation_heads():
     assert losses.choose_relation_heads(6, 384, 16, 1024, wanted=32) == 32
     with pytest.raises(ValueError, match="5 relation heads"):
         losses.choose_relation_heads(4, 128, 6, 384, wanted=5)
+
+
+def test_written_out_gradients_are_those_of_the_losses():
+    student = [blocks(6, 5, seed=i).requires_grad_() for i in (0, 1)]
+    teacher = [blocks(6, 7, seed=i) for i in (2, 3)]
+    assert torch.autograd.gradcheck(lambda *s: 3 * losses.explicit_attention_loss_sum(*s, *teacher), student)
+    hidden = blocks(6, 5, seed=4)
+    assert torch.autograd.gradcheck(lambda s: 3 * losses.hidden_loss_sum(s, hidden), student[:1])
+
+
+def test_losses_keep_one_difference_for_the_backward():
+    """The teacher's tensors come from inference mode, and none is kept."""
+    length, width = 64, 8
+    query, key = (blocks(length, width, seed=i).float().requires_grad_() for i in (0, 1))
+    with torch.inference_mode():
+        teacher = [blocks(length, width, seed=i).float() for i in (2, 3)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape.numel()) or x, lambda x: x):
+        attention = losses.explicit_attention_loss_sum(query, key, *teacher)
+        assert sorted(kept) == [query.numel(), key.numel(), 2 * 3 * length * length]
+        kept.clear()
+        hidden = losses.hidden_loss_sum(query, teacher[0])
+        assert kept == [query.numel()]
+    (attention + hidden).backward()
+    assert query.grad.any() and key.grad.any()
+
+
+def test_sums_of_many_numbers_are_exact_to_float32():
+    """A loss is a sum over millions: adding them one by one would be off by 1e-4."""
+    x = torch.rand(32, 12, 128, 128, generator=torch.Generator().manual_seed(0))
+    exact = x.double().square().sum().item()
+    assert losses.hidden_loss_sum(x, torch.zeros(())).item() == pytest.approx(exact, rel=2e-7)

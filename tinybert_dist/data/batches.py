@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tinybert_dist.config import StageFailed
+from tinybert_dist.data.length_groups import group_bounds
 from tinybert_dist.data.order import Order, Window, cut
 from tinybert_dist.data.tokens import Sample, Samples, TokenDataset
 from tinybert_dist.micro_batch import MicroBatch
@@ -45,8 +46,12 @@ class Collator:
         """B samples (at least one) -> MicroBatch."""
         lengths, starts = samples.lengths, samples.starts
         longest = self.max_length if self.layout == "fixed" else int(lengths.max())
-        block_starts = np.arange(len(samples)) * longest
         positions = np.arange(len(samples.ids)) - np.repeat(starts, lengths)
+        bounds = group_bounds(lengths) if self.layout == "packed" else [(0, len(samples))]
+        groups = [lengths[first:last] for first, last in bounds]
+        widths = [int(group.max()) for group in groups] if self.layout == "packed" else [longest]
+        block_lengths = np.repeat(widths, [len(group) for group in groups])
+        block_starts = np.cumsum(block_lengths) - block_lengths
         block_index = torch.from_numpy(np.repeat(block_starts, lengths) + positions)
         segments = positions >= np.repeat(samples.segment_b, lengths)
         flat = {"input_ids": samples.ids, "token_type_ids": segments.astype(np.int64)}
@@ -57,8 +62,8 @@ class Collator:
             tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
             tensors["position_ids"] = torch.from_numpy(positions).unsqueeze(0)
             tensors["block_index_T"] = block_index
-            if (lengths < longest).any():
-                tensors["block_mask"] = torch.from_numpy(np.arange(longest) < lengths[:, None])[:, None, None]
+            tensors["block_masks"] = tuple(map(_block_mask, groups))
+            tensors["block_shapes"] = tuple((len(g), w) for g, w in zip(groups, widths, strict=True))
         else:
             fill = {"input_ids": self.pad_token_id, "token_type_ids": 0, "token_labels": -100}
             tensors = {
@@ -78,6 +83,14 @@ class Collator:
             max_length=longest,
             num_token_labels=0 if token_labels is None else int((flat["token_labels"] != -100).sum()),
         )
+
+
+def _block_mask(lengths: np.ndarray) -> torch.Tensor | None:
+    """Bool [B, 1, 1, S] where a block has tokens; None when it has no padding."""
+    longest = lengths.max()
+    if (lengths == longest).all():
+        return None
+    return torch.from_numpy(np.arange(longest) < lengths[:, None])[:, None, None]
 
 
 def _to_blocks(flat: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], fill: int) -> torch.Tensor:

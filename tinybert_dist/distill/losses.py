@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Costs: without score matrices S * (Ks + Kt)^2, with them S^2 * (Ks + Kt) plus memory traffic.
 # The crossing was measured on a CPU.
@@ -32,9 +33,7 @@ def attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor, key_t: T
 
 def explicit_attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor, key_t: Tensor) -> Tensor:
     """attention_loss_sum with score matrices [B, R, S, S]: best for short sequences."""
-    scores_s = query_s @ (key_s.mT / math.sqrt(key_s.shape[-1]))
-    scores_t = query_t @ (key_t.mT / math.sqrt(key_t.shape[-1]))
-    return _squared_sum(scores_s - scores_t)
+    return _SquaredScoreDifference.apply(*(x.flatten(0, 1) for x in (query_s, key_s, query_t, key_t)))
 
 
 def gram_attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor, key_t: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def gram_attention_loss_sum(query_s: Tensor, key_s: Tensor, query_t: Tensor, key
 
 def hidden_loss_sum(hidden_s: Tensor, hidden_t: Tensor) -> Tensor:
     """Sum of squared differences of projected student and teacher hidden states [..., D]."""
-    return _squared_sum(hidden_s - hidden_t)
+    return _SquaredDifference.apply(hidden_s, hidden_t)
 
 
 def soft_cross_entropy_sum(logits_s: Tensor, logits_t: Tensor, temperature: float) -> Tensor:
@@ -96,5 +95,45 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
 
 
+# Written out, both losses pass over their large matrices as seldom as can be: the products are subtracted as
+# they are made, and the gradient is a product with the difference, which is all that is kept of them.
+
+
+class _SquaredScoreDifference(torch.autograd.Function):
+    """explicit_attention_loss_sum of [N, S, K]; no gradient to the teacher's."""
+
+    @staticmethod
+    def forward(ctx, query_s, key_s, query_t, key_t):
+        ctx.scale_s, scale_t = key_s.shape[-1] ** -0.5, key_t.shape[-1] ** -0.5
+        scores_NSS = query_t @ key_t.mT
+        difference_NSS = scores_NSS.baddbmm_(query_s, key_s.mT, beta=-scale_t, alpha=ctx.scale_s)
+        ctx.save_for_backward(difference_NSS, query_s, key_s)
+        return _squared_sum(difference_NSS)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        difference_NSS, query_s, key_s = ctx.saved_tensors
+        factor = 2 * ctx.scale_s * gradient
+        return (difference_NSS @ key_s) * factor, (difference_NSS.mT @ query_s) * factor, None, None
+
+
+class _SquaredDifference(torch.autograd.Function):
+    """hidden_loss_sum; no gradient to the teacher's."""
+
+    @staticmethod
+    def forward(ctx, student, teacher):
+        difference = student - teacher
+        ctx.save_for_backward(difference)
+        return _squared_sum(difference)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (difference,) = ctx.saved_tensors
+        return difference * (2 * gradient), None
+
+
 def _squared_sum(x: Tensor) -> Tensor:
-    return (x * x).sum()
+    rows = x.flatten(0, -2)
+    return torch.linalg.vecdot(rows, rows).sum()

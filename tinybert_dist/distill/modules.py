@@ -174,17 +174,23 @@ class Distiller(LossModule):
     def _attention_sums(self, batch: MicroBatch, student: dict, teacher: dict) -> LossSums:
         sums = {}
         for pair in self.attention_pairs:
-            blocks = [
-                losses.relation_heads(losses.at_least_float32(x), self.num_relation_heads)
-                for x in (*student[pair.student - 1], *teacher[pair.teacher])
-            ]
-            if batch.attention_mask is not None:  # padded
-                # masked keys score 0 on both sides; the reference keeps the differences of padded query rows
-                mask_B1S1 = batch.attention_mask[:, None, :, None].to(blocks[0].dtype)
-                query_mask = 1 if self.reference_averaging else mask_B1S1
-                blocks = [x * (query_mask if i % 2 == 0 else mask_B1S1) for i, x in enumerate(blocks)]
-            sums[f"attention/{pair.name}"] = losses.attention_loss_sum(*blocks)
+            groups = zip(student[pair.student - 1], teacher[pair.teacher], strict=True)
+            parts = [self._attention_sum(batch, *blocks) for blocks in groups]
+            sums[f"attention/{pair.name}"] = torch.stack(parts).sum()
         return sums
+
+    def _attention_sum(self, batch: MicroBatch, student: tuple, teacher: tuple) -> Tensor:
+        """Of one group's (query, key) blocks."""
+        blocks = [
+            losses.relation_heads(losses.at_least_float32(x), self.num_relation_heads)
+            for x in (*student, *teacher)
+        ]
+        if batch.attention_mask is not None:  # padded
+            # masked keys score 0 on both sides; the reference keeps the differences of padded query rows
+            mask_B1S1 = batch.attention_mask[:, None, :, None].to(blocks[0].dtype)
+            query_mask = 1 if self.reference_averaging else mask_B1S1
+            blocks = [x * (query_mask if i % 2 == 0 else mask_B1S1) for i, x in enumerate(blocks)]
+        return losses.attention_loss_sum(*blocks)
 
     def _hidden_sums(self, batch: MicroBatch, student: tuple, teacher: dict) -> LossSums:
         sums = {}

@@ -17,7 +17,7 @@ class TeacherSignals:
     """What one micro-batch is taught."""
 
     hidden: dict[int, Tensor]  # by layer, 0 = embeddings; [..., T or S, D]
-    attention: dict[int, tuple[Tensor, Tensor]]  # (query, key) by layer, from 1; [B, H, S, K]
+    attention: dict[int, list[tuple[Tensor, Tensor]]]  # by layer, from 1: (query, key) [B, H, S, K] by group
     logits: Tensor | None  # [B, C] in the student's label order
 
 
