@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters as dynamo_counters
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -101,6 +102,8 @@ class _Operations(TorchDispatchMode):
         return True  # without it nothing is compiled meanwhile
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes again as what is done to the shards, with their collectives
         kwargs = kwargs or {}
         name = operator.name().partition(".")[0]
         self._counts["operations"] += 1

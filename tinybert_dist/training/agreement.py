@@ -1,5 +1,6 @@
-"""What the processes of a step tell one another, in two small reductions."""
+"""What the processes of a step tell one another, in two small reductions, and the host reads in one go."""
 
+import itertools
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -17,18 +18,14 @@ from tinybert_dist.training.strategy import RunAccelerator
 class Totals(NamedTuple):
     """Sums over all processes of one optimizer step.
 
-    denominators: of each loss term, on the device. counted: tokens, tokens with padding, and what the feed
-    counts; on the device, for `counts`. num_micro_batches: those every process computes.
+    denominators: of each loss term. counted: tokens, tokens with padding, and what the feed counts, in the
+    order of `names`. Both are on the device. num_micro_batches: those every process computes.
     """
 
     denominators: dict[str, Tensor]
     counted: Tensor
     names: list[str]
     num_micro_batches: int
-
-    def counts(self) -> dict[str, float]:
-        """The counts by name; waits for the device."""
-        return dict(zip(self.names, self.counted.tolist(), strict=True))
 
 
 def add_up(accelerator: RunAccelerator, module: LossModule, share: Share, is_even: bool) -> Totals:
@@ -71,24 +68,42 @@ def _refusal(share: Share, process: int) -> UserError:
 
 
 class Verdict(NamedTuple):
-    """Losses of the step by term, processes with one that is not finite, processes asked to stop."""
+    """Of the step: losses by term, gradient norm, counts by name, processes with a loss that is not finite,
+    processes asked to stop.
+    """
 
     losses: dict[str, float]
+    grad_norm: float
+    counts: dict[str, float]
     bad_ranks: list[int]
     stop_ranks: list[int]
 
 
-def agree(accelerator: RunAccelerator, module: LossModule, loss_sums: Tensor, stop: bool) -> Verdict:
-    """The second reduction; loss_sums: float64 [terms] of this process."""
+def agree(
+    accelerator: RunAccelerator,
+    module: LossModule,
+    totals: Totals,
+    loss_sums: Tensor,
+    grad_norm: Tensor,
+    stop: bool,
+) -> Verdict:
+    """The second reduction; loss_sums: float64 [terms] of this process, grad_norm: over all processes.
+
+    Here the host waits for the device, once in a step: the optimizer must not move before it is known that
+    all numbers are finite, nor may one process go on when another stops.
+    """
     world_size, rank = accelerator.num_processes, accelerator.process_index
     flags = loss_sums.new_zeros(2, world_size)
-    flags[0, rank] = (~loss_sums.isfinite()).any().double()
+    flags[0, rank] = (~loss_sums.isfinite()).any()
     flags[1, rank] = float(stop)
-    vector = accelerator.reduce(torch.cat([loss_sums, flags.flatten()]), "sum").tolist()
-    names = list(module.term_weights)
-    bad, stopped = vector[len(names) : len(names) + world_size], vector[len(names) + world_size :]
+    reduced = accelerator.reduce(torch.cat([loss_sums, flags.flatten()]), "sum")
+    numbers = iter(torch.cat([reduced, grad_norm.double().view(1), totals.counted]).tolist())
+    sizes = len(module.term_weights), world_size, world_size, 1, len(totals.names)
+    losses, bad, stopped, norm, counts = (list(itertools.islice(numbers, size)) for size in sizes)
     return Verdict(
-        dict(zip(names, vector, strict=False)),
+        dict(zip(module.term_weights, losses, strict=True)),
+        norm[0],
+        dict(zip(totals.names, counts, strict=True)),
         [rank for rank, flag in enumerate(bad) if flag],
         [rank for rank, flag in enumerate(stopped) if flag],
     )

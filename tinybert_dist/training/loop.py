@@ -1,9 +1,9 @@
 """The one training loop: teacher fine-tuning, general distillation and both task steps run through it.
 
 Order of events in a step: fetch all micro-batches -> reduce denominators -> forward and backward of each,
-gradients synchronised on the last -> reduce losses, finite flag and stop flag once -> gate -> optimizer ->
-log / evaluate / save when due -> stop when agreed. Every draw is keyed by (seed, step, micro-batch), so a
-resumed run repeats an undisturbed one.
+gradients synchronised on the last -> reduce losses, finite flag and stop flag once, and read them -> gate ->
+optimizer -> log / evaluate / save when due -> stop when agreed. Every draw is keyed by (seed, step,
+micro-batch), so a resumed run repeats an undisturbed one.
 """
 
 import math
@@ -137,15 +137,15 @@ class TrainingLoop:
         if self._is_checked(self.step + 1):
             check_equal(accelerator, "gradient", self.trained.whole_gradients(), self.step + 1)
         grad_norm = self.trained.gradient_norm()
-        losses, bad_ranks, stop_ranks = agree(accelerator, job.module, loss_sums, stop)
-        check_finite(losses, grad_norm, bad_ranks, self.step + 1)
+        verdict = agree(accelerator, job.module, totals, loss_sums, grad_norm, stop)
+        check_finite(verdict.losses, verdict.grad_norm, verdict.bad_ranks, self.step + 1)
         beat("optimize")
         self.rate = self._learning_rate()
-        self.trained.step(grad_norm, self.rate)
-        self.counts = totals.counts()
+        self.trained.step(verdict.grad_norm, self.rate)
+        self.counts = verdict.counts
         self.tokens_seen += self.counts["tokens"]
-        window.add(losses, grad_norm, self.counts)
-        return stop_ranks
+        window.add(verdict.losses, verdict.grad_norm, self.counts)
+        return verdict.stop_ranks
 
     def _is_checked(self, step: int) -> bool:
         return step == 1 or step % self.options.checksum_step == 0

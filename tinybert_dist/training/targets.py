@@ -35,7 +35,7 @@ class KeptLogits:
         self._block_rows = len(blocks[0])
 
     def __call__(self, batch: MicroBatch) -> TeacherSignals:
-        places = [divmod(row, self._block_rows) for row in batch.rows_B.tolist()]
+        places = [divmod(row, self._block_rows) for row in batch.rows_B.numpy().tolist()]
         logits_BC = np.stack([self._blocks[block][row] for block, row in places])
         logits = torch.from_numpy(logits_BC).to(self._device, non_blocking=True)
         return TeacherSignals(hidden={}, attention={}, logits=logits)

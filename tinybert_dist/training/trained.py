@@ -2,8 +2,8 @@
 
     with trained.micro_batch(is_last):
         trained.backward(loss(trained(batch, targets)))
-    norm = trained.gradient_norm()      # global; nothing has moved yet
-    trained.step(norm, learning_rate)
+    norm = trained.gradient_norm()      # global; nothing has moved, nothing was waited for
+    trained.step(float(norm), learning_rate)
 
 `trained.module` is the plain module: DDP trains it in place; a strategy that shards trains a copy, and
 `publish` brings the plain one up to date before it is evaluated, saved or written out. The student is small
@@ -70,12 +70,11 @@ class Trained:
         """Accumulates gradients, as the mean over the processes."""
         loss.backward()
 
-    def gradient_norm(self) -> float:
-        """Global L2 norm over all processes, before clipping."""
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for _, p in self.named_parameters() if p.grad is not None]
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm over all processes, before clipping; a scalar on the device."""
+        return _whole(
+            torch.nn.utils.get_total_norm([p.grad for _, p in self.named_parameters() if p.grad is not None])
         )
-        return float(_whole(norm))
 
     def step(self, norm: float, learning_rate: float) -> None:
         """Clips, moves the optimizer, forgets the gradients."""

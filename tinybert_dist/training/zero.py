@@ -7,7 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_norm
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
@@ -66,15 +66,11 @@ class ZeroTrained(Trained):
         """See Trained.backward."""
         self.engine.backward(loss)
 
-    def gradient_norm(self) -> float:
-        """See Trained.gradient_norm."""
-        zero = self.zero
-        norm = (
-            combine_grad_norm_groups(zero._get_norm_groups())
-            if self.is_partitioned
-            else zero.scaled_global_norm()
-        )
-        return float("nan") if is_invalid_grad_norm(norm) else float(norm)
+    def gradient_norm(self) -> Tensor:
+        """See Trained.gradient_norm; infinite where DeepSpeed found it invalid."""
+        if self.is_partitioned:
+            return combine_grad_norm_groups(self.zero._get_norm_groups())
+        return self.zero.scaled_global_norm()
 
     def step(self, norm: float, learning_rate: float) -> None:
         """See Trained.step; the engine clips by itself."""
