@@ -48,7 +48,8 @@ def figures(
     total, repeats = measured.total, len(measured.work)
     tokens_per_s = measured.per_second("tokens")
     flops_per_token = flops / total.tokens
-    floor_tokens_per_s = rates[accelerator.precision]["best"] / flops_per_token
+    rate = rates[accelerator.precision]
+    floor_tokens_per_s = rate["best"] / flops_per_token
     entry: dict[str, Any] = {
         "tokens_per_s": tokens_per_s,
         "padded_tokens_per_s": measured.per_second("padded_tokens"),
@@ -65,7 +66,9 @@ def figures(
         "memory_bytes": measured.memory_bytes,
     }
     if accelerator.device.type == "cpu":
-        entry["tokens_per_cpu_s"] = measured.per_cpu_second("tokens")
+        tokens_per_cpu_s = measured.per_cpu_second("tokens")
+        entry["tokens_per_cpu_s"] = tokens_per_cpu_s
+        entry["share_of_floor_per_cpu_s"] = tokens_per_cpu_s * flops_per_token / rate["per_cpu_s"]
     elif (peak := peak_flops(torch.cuda.get_device_name(accelerator.device))) is not None:
         entry["mfu"] = tokens_per_s * flops_per_token / (peak * accelerator.num_processes)
     return entry

@@ -43,7 +43,8 @@ def matrix_rates(
     accelerator: RunAccelerator, config: PreTrainedConfig, num_tokens: int, measure_s: float
 ) -> dict[str, Any]:
     """FLOP/s by precision ("no": float32, and "bf16" where it is computed natively), all processes together
-    at the same time: {"best", "shapes": [{best, median ...}]}. Collective.
+    at the same time: {"best", "shapes": [{best, median ...}]}; on CPUs also "per_cpu_s", FLOPs in a second of
+    computing, however busy the machine is. Collective.
     """
     device = accelerator.device
     types = {"no": torch.float32}
@@ -53,7 +54,10 @@ def matrix_rates(
     rates: dict[str, Any] = {}
     for precision, dtype in types.items():
         entries = [_rate(accelerator, shape, dtype, measure_s / len(shapes)) for shape in shapes]
-        rates[precision] = {"best": max(entry["best"] for entry in entries), "shapes": entries}
+        kinds = [kind for kind in ("best", "per_cpu_s") if kind in entries[0]]
+        rates[precision] = {kind: max(entry[kind] for entry in entries) for kind in kinds} | {
+            "shapes": entries
+        }
     return rates
 
 
@@ -80,4 +84,7 @@ def _rate(accelerator: RunAccelerator, shape: Shape, dtype: torch.dtype, measure
     seconds = clock.seconds()
     rates = [at_once * shape.flops / min(seconds), at_once * shape.flops / quantile(seconds, 0.5)]
     best, median = accelerator.reduce(torch.tensor(rates, dtype=torch.float64, device=device), "sum").tolist()
-    return {**shape._asdict(), "best": best, "median": median, "tries": repeats}
+    entry = {**shape._asdict(), "best": best, "median": median, "tries": repeats}
+    if device.type == "cpu":
+        entry["per_cpu_s"] = at_once * shape.flops / quantile(clock.cpu_seconds(), 0.5)
+    return entry

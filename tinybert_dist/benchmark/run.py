@@ -16,7 +16,7 @@ from tinybert_dist.benchmark.measure import Work, measure
 from tinybert_dist.benchmark.options import BenchmarkOptions
 from tinybert_dist.benchmark.peak import matrix_rates
 from tinybert_dist.benchmark.phases import seconds_by_phase
-from tinybert_dist.benchmark.steps import Evaluation, Steps, TeacherForwards, loop_of
+from tinybert_dist.benchmark.steps import Evaluation, Steps, TeacherForwards, counts_per_step, loop_of
 from tinybert_dist.benchmark.subject import Subject
 from tinybert_dist.benchmark.sweep import clear_memory, is_out_of_memory, sweep
 from tinybert_dist.config import to_dict
@@ -28,7 +28,7 @@ from tinybert_dist.training.loop import TrainingLoop
 from tinybert_dist.training.strategy import RunAccelerator, strategy_name
 
 MAX_EVALUATED_ROWS = 512
-PROFILED_STEPS = 3
+PROFILED_STEPS, COUNTED_STEPS = 3, 2
 OUT_OF_MEMORY = {"error": "out of memory"}
 
 
@@ -107,6 +107,7 @@ class Benchmark:
         entry = self._measured(steps, lambda work: step_flops(job.module, job.targets, work))
         model = loop.trained.live.model.base_model
         where[stage] = seconds_by_phase(steps, model, self.accelerator, PROFILED_STEPS)
+        entry["counters"] = counts_per_step(steps, COUNTED_STEPS)
         if self.accelerator.num_processes > 1:
             entry["gradients"] = self._all_reduce(loop)
         return entry

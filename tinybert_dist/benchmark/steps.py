@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedModel
 
+from tinybert_dist.benchmark.counters import Counting
 from tinybert_dist.benchmark.measure import Work
 from tinybert_dist.data.batches import Collator, evaluation_batches
 from tinybert_dist.data.tokens import TokenDataset
@@ -20,6 +21,17 @@ from tinybert_dist.training.window import Window
 def loop_of(job: Job) -> TrainingLoop:
     """The loop that the job's stage would run; nothing is written."""
     return TrainingLoop(job, RunFolder(job.options.output_dir, job.stage, job.options, job.inputs), None)
+
+
+PER_RUN = {"recompilations", "saved_bytes"}
+
+
+def counts_per_step(steps: "Steps", repeats: int) -> dict[str, float]:
+    """What counters.Counting counts in this process, of one step; recompilations and bytes of all."""
+    with Counting() as counting:
+        for _ in range(repeats):
+            steps()
+    return {n: value / (1 if n in PER_RUN else repeats) for n, value in counting.totals().items()}
 
 
 class Steps:

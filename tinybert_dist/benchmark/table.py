@@ -16,12 +16,20 @@ NAMES = {
     "teacher": "teacher fine-tuning",
     "evaluate": "evaluation",
 }
+COUNTERS = {
+    "teacher_forwards": "teacher forwards",
+    "host_reads": "waits for the device",
+    "collectives": "collectives",
+    "collective_bytes": "their bytes",
+    "recompilations": "recompilations",
+    "saved_bytes": "bytes for backward",
+}
 PRECISIONS = {"no": "float32", "bf16": "bf16"}
 
 
 def to_text(result: dict[str, Any]) -> str:
     """All of it."""
-    parts = [_facts(result), _measured(result), _where(result), _sweep(result)]
+    parts = [_facts(result), _measured(result), _where(result), _counters(result), _sweep(result)]
     return "\n\n".join("\n".join(part) for part in map(list, parts) if part)
 
 
@@ -71,6 +79,17 @@ def _where(result: dict[str, Any]) -> Iterator[str]:
     for name, seconds in result["where"].items():
         total = sum(seconds.values())
         rows.append([NAMES[name], *(f"{100 * s / total:.1f}" for s in seconds.values())])
+    yield from _columns(rows)
+
+
+def _counters(result: dict[str, Any]) -> Iterator[str]:
+    counted = {name: entry["counters"] for name, entry in result["measured"].items() if "counters" in entry}
+    if not counted:
+        return
+    yield "counted in a step, by the first process"
+    rows = [["", *COUNTERS.values()]]
+    for name, counters in counted.items():
+        rows.append([NAMES[name], *(readable_count(counters[counter]) for counter in COUNTERS)])
     yield from _columns(rows)
 
 
