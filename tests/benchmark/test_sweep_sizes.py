@@ -59,15 +59,19 @@ def test_an_accumulation_that_was_asked_for_is_the_default(workspace, accelerato
     ("found", "words"),
     [
         (
-            {"sizes": [1], "default": 8, "use": 8, "speedup": 1.02},
+            {"sizes": [1], "default": 8, "too_large": [], "step_tokens": 790.4},
+            "a step has about 790 tokens, which no other size cuts differently",
+        ),
+        (
+            {"sizes": [1, 2], "default": 8, "use": 8, "speedup": 1.02},
             "the default --micro_batch_tokens is as fast",
         ),
         (
-            {"sizes": [1], "default": 8, "use": 4, "speedup": 1.12},
+            {"sizes": [1, 2], "default": 8, "use": 4, "speedup": 1.12},
             "use --micro_batch_tokens 4: 1.12x of the def",
         ),
         (
-            {"sizes": [1], "default": 8, "use": 4, "speedup": None},
+            {"sizes": [1, 2], "default": 8, "use": 4, "speedup": None},
             "use --micro_batch_tokens 4: the default does",
         ),
         ({"sizes": [], "default": 8}, "no size fits into memory: give a smaller --train_batch_size"),

@@ -35,8 +35,14 @@ OUT_OF_MEMORY = {"error": "out of memory"}
 class Benchmark:
     """Measures one thing after the other; each leaves the memory as it found it."""
 
-    def __init__(self, options: BenchmarkOptions, accelerator: RunAccelerator, say: Callable[[str], None]):
-        self.options, self.accelerator, self.say = options, accelerator, say
+    def __init__(
+        self,
+        options: BenchmarkOptions,
+        accelerator: RunAccelerator,
+        begins: Callable[[str, dict[str, Any]], None],
+    ):
+        """begins: hears of what is measured next, and what has been found so far."""
+        self.options, self.accelerator, self.begins = options, accelerator, begins
         self.subject = Subject(options, accelerator)
         self.rates: dict[str, Any] = {}
 
@@ -44,23 +50,23 @@ class Benchmark:
         """Everything that was asked for. Collective."""
         options = self.options
         result = self._facts()
-        self.say("matrix products")
+        self.begins("matrix products", result)
         self.rates = self._peak()
         result |= {"matrix_products": self.rates, "measured": {}, "where": {}}
         measured, where = result["measured"], result["where"]
         distils = [stage for stage in options.stages if stage in {"general", "step_1"}]
         if distils:
-            self.say("loader and teacher alone")
+            self.begins("loader and teacher alone", result)
             result["loader"], measured["teacher_forward"] = self._alone(distils[0])
         for stage in options.stages:
-            self.say(stage)
+            self.begins(stage, result)
             if stage == "evaluate":
                 measured[stage] = self._attempt(self._evaluation)
             else:
                 measured[stage] = self._attempt(partial(self._training, stage, where))
         trains = [stage for stage in options.stages if stage != "evaluate"]
         if trains and options.candidates(self.accelerator.device.type):
-            self.say(f"micro-batch sizes, {trains[0]}")
+            self.begins(f"micro-batch sizes, {trains[0]}", result)
             result["sweep"] = {"stage": trains[0]} | self._attempt(
                 lambda: sweep(self.subject.job(trains[0]), options)
             )

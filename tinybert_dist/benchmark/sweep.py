@@ -26,7 +26,7 @@ def sweep(job: Job, options: BenchmarkOptions) -> dict[str, Any]:
     that memory does not hold ends the search. Also the same step in 4 times the micro-batches. Collective.
     """
     loop = loop_of(job)
-    default = loop.feed.constants["micro_batch_tokens"]
+    default, step_tokens = loop.feed.constants["micro_batch_tokens"], _step_tokens(loop)
     finer = {"gradient_accumulation_steps": options.gradient_accumulation_steps * FINER}
     changes = (
         {ACCUMULATION: finer} if finer["gradient_accumulation_steps"] <= options.train_batch_size else {}
@@ -41,12 +41,14 @@ def sweep(job: Job, options: BenchmarkOptions) -> dict[str, Any]:
         if step_s is None:
             break
         seconds[size] = step_s
-    if not seconds:
-        return {"default": default, "sizes": [], "too_large": [s for s in feeds if s]}
+    too_large = [size for size in feeds if size and size not in seconds]
+    result = {"default": default, "step_tokens": step_tokens, "sizes": [], "too_large": too_large}
+    if not seconds.keys() - {ACCUMULATION}:
+        return result
     repeats = repeats_within(job.accelerator, max(seconds.values()), options.measure_s)
     measured = take_turns({str(s): units[s] for s in seconds}, job.accelerator, repeats)
     rows = [_row(size, measured[str(size)]) for size in seconds if size != ACCUMULATION]
-    result = {"default": default, "sizes": rows, "too_large": [s for s in feeds if s not in seconds]}
+    result["sizes"] = rows
     if ACCUMULATION in seconds and any(row["micro_batch_tokens"] == default for row in rows):
         result["accumulation"] = _accumulation(measured[str(ACCUMULATION)], measured[str(default)])
     return result | _choice(rows, default)
@@ -66,14 +68,18 @@ def clear_memory() -> None:
 
 def _that_differ(loop: TrainingLoop, asked: list[int]) -> list[int]:
     """The sizes that cut a step differently, the default rather than its equals: many exceed a small step."""
-    dataset, constants = loop.job.dataset, loop.feed.constants
-    assert isinstance(dataset, TokenDataset)
+    constants, step_tokens = loop.feed.constants, _step_tokens(loop)
     default, least = constants["micro_batch_tokens"], constants["num_micro_batches"]
-    step_tokens = dataset.num_tokens * loop.options.train_batch_size / len(dataset)
     by_cut: dict[int, int] = {}
     for size in [default, *asked]:
         by_cut.setdefault(max(least, math.ceil(step_tokens / size)), size)
     return sorted(by_cut.values())
+
+
+def _step_tokens(loop: TrainingLoop) -> float:
+    dataset = loop.job.dataset
+    assert isinstance(dataset, TokenDataset)
+    return dataset.num_tokens * loop.options.train_batch_size / len(dataset)
 
 
 def _feed(job: Job, changes: dict[str, Any]) -> PreparedFeed:

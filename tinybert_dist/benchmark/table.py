@@ -123,6 +123,11 @@ def advice(found: dict[str, Any]) -> str:
     """Which setting to use."""
     if not found["sizes"]:
         return "no size fits into memory: give a smaller --train_batch_size or --max_seq_length"
+    if len(found["sizes"]) == 1 and not found["too_large"]:
+        return (
+            f"a step has about {found['step_tokens']:,.0f} tokens, which no other size cuts differently: "
+            "see what a larger --train_batch_size does"
+        )
     if found["speedup"] is None:
         return f"use --micro_batch_tokens {found['use']}: the default does not fit into memory"
     if found["use"] == found["default"]:

@@ -9,7 +9,7 @@ from tinybert_dist.benchmark.table import to_text
 from tinybert_dist.config import run_stage
 from tinybert_dist.files import write_json
 from tinybert_dist.preflight.checks import preflight
-from tinybert_dist.training.strategy import on_main, start_accelerator
+from tinybert_dist.training.strategy import RunAccelerator, on_main, start_accelerator
 from tinybert_dist.training.teacher_placement import require_sharding
 
 
@@ -18,25 +18,33 @@ def run(config: BenchmarkOptions) -> dict[str, Any]:
     accelerator = start_accelerator(config.mixed_precision)
     require_sharding(accelerator, config.teacher_sharding)
     on_main(accelerator, preflight, "benchmark", config)
-    benchmark = Benchmark(
-        config, accelerator, lambda what: accelerator.print(f"benchmark: {what}", flush=True)
-    )
+
+    def begins(what: str, found: dict[str, Any]) -> None:
+        accelerator.print(f"benchmark: {what}", flush=True)
+        _write(config, accelerator, found)  # of a job that is killed, or out of memory, the rest is kept
+
+    benchmark = Benchmark(config, accelerator, begins)
     if config.dry_run:
         accelerator.print(f"benchmark: would measure {', '.join(config.stages)}")
         return {"outcome": "dry_run"}
     result = benchmark.run()
     if accelerator.is_main_process:
         print(to_text(result))
-        for file in files(config):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, result)
+        for file in _files(config):
             print(f"benchmark: all figures in {file}")
+    _write(config, accelerator, result)
     accelerator.wait_for_everyone()
     return result
 
 
-def files(config: BenchmarkOptions) -> list[Path]:
-    """Where the figures are written."""
+def _write(config: BenchmarkOptions, accelerator: RunAccelerator, result: dict[str, Any]) -> None:
+    if accelerator.is_main_process:
+        for file in _files(config):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, result)
+
+
+def _files(config: BenchmarkOptions) -> list[Path]:
     folder = [Path(config.output_dir) / "benchmark.json"] if config.output_dir else []
     return folder + ([Path(config.json)] if config.json else [])
 
