@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 
 import pytest
 from benchmark_runs import arguments, options, run
@@ -85,12 +86,15 @@ def test_the_table_tells_all_of_it(measured):
     assert "all figures in out/benchmark.json" in measured.printed
 
 
-def test_without_models_and_text_both_are_made_up(tmp_path, capsys):
+def test_without_models_and_text_both_are_made_up(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     file = tmp_path / "figures.json"
     changes = {"teacher_model": None, "student_model": None, "stages": ["step_2"], "train_batch_size": 4}
     benchmark.main(arguments(tmp_path, json=file, sweep_tokens=[0], **changes))
     result = json.loads(file.read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    assert list(temporary.iterdir()) == []
     assert list(result["measured"]) == ["step_2"] and "sweep" not in result and "loader" not in result
     assert result["subject"]["teacher"].startswith("BERT-base: 12 layers x 768, 109,482,240 parameters")
     assert "sentences made up" in result["subject"]["text"]

@@ -108,9 +108,11 @@ def test_memory_that_ends_ends_the_search_but_not_the_run(workspace, tmp_path):
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_memory_that_ends_on_one_of_two_processes_ends_it_on_both(workspace, tmp_path, launch):
     file = tmp_path / "figures.json"
-    launch(LITTLE_MEMORY, "1", MEGABYTES_LEFT, *arguments(workspace, json=file, **LARGE_STEPS), timeout_s=200)
+    changes = LARGE_STEPS | {"train_batch_size": 1024}  # each process has half of the rows
+    launch(LITTLE_MEMORY, "1", MEGABYTES_LEFT, *arguments(workspace, json=file, **changes), timeout_s=200)
     result = read_json(file)
     assert result["processes"] == 2
     assert result["sweep"]["too_large"] == [1_000_000]
