@@ -147,7 +147,7 @@ def _student_config(name: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _size(config: PreTrainedConfig) -> str:
-    with torch.device("meta"):
+    with whole_tensors(), torch.device("meta"):
         parameters = count_parameters(AutoModel.from_config(config))
     return (
         f"{config.num_hidden_layers} layers x {config.hidden_size}, {parameters:,} parameters, random weights"
