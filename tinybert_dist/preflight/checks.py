@@ -55,6 +55,7 @@ CHECKS: dict[str, dict[str, Check]] = {
     "task_distill": LAUNCH | FOLDER | TEACHER | STUDENT | TOKENIZER | PAIR | TASK | SCHEDULE | SPACE,
     "export": LAUNCH | FOLDER | STUDENT | TOKENIZER | TASK,
     "report": LAUNCH | FOLDER | {"evaluations": data_checks.check_evaluations},
+    "benchmark": LAUNCH,  # it trains nothing: its folder may hold anything
     "evaluate": LAUNCH | FOLDER | STUDENT | TOKENIZER | TASK,
 }
 OTHERS = LAUNCH | FOLDER

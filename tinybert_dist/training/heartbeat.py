@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,13 +12,17 @@ WAITS = {"backward", "reduce", "wait"}
 
 @dataclass
 class Progress:
-    """Of one attempt. `events` counts within a step: an evaluation gives processes unequal numbers."""
+    """Of one attempt. `events` counts within a step: an evaluation gives processes unequal numbers.
+
+    listener: hears of every phase as it begins; nobody but a benchmark sets one.
+    """
 
     step: int = 0
     num_steps: int = 0
     phase: str = "start"
     events: int = 0
     progress_at: float = field(default_factory=time.time)
+    listener: Callable[[str], None] | None = None
 
 
 progress = Progress()
@@ -31,6 +35,8 @@ def beat(phase: str, step: int | None = None) -> None:
         progress.num_steps += 1
     progress.phase, progress.progress_at = phase, time.time()
     progress.events += 1
+    if progress.listener is not None:
+        progress.listener(phase)
 
 
 @contextmanager
