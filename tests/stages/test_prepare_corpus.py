@@ -8,6 +8,7 @@ import time
 
 import fsspec
 import pytest
+import wandb_files
 
 from tinybert_dist.data import corpus
 from tinybert_dist.data.tokens import TokenDataset
@@ -143,6 +144,21 @@ def test_on_several_machines_what_another_has_just_written_may_be_seen_late(inpu
     assert "missing" not in summary
     output = first.communicate(timeout=60)[0]
     assert first.returncode == 0 and "prepared: " in output and "still missing" not in output
+
+
+def test_one_wandb_run_of_the_share_that_joins(inputs, monkeypatch):
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 50_000)
+    tracked = arguments(inputs, "--wandb_mode", "offline")
+    assert "missing" in prepare_corpus.main([*tracked, "--share", "2/2"])
+    assert not (inputs / "out" / "wandb").exists()
+    joined = prepare_corpus.main([*tracked, "--share", "1/2"])
+    prepare_corpus.main([*tracked, "--share", "1/2"])  # nothing is tokenised, nothing is there to tell
+    (file,) = wandb_files.run_files(inputs / "out")
+    assert wandb_files.summary(file)["corpus/rows"] == joined["rows"] > 0
+    # it is no part of the corpus, and stays when another takes its place
+    (inputs / "corpus.txt").write_text("Something else now.\n")
+    assert prepare_corpus.main(arguments(inputs, "--wandb_mode", "disabled"))["sentences"] == 1
+    assert file.exists()
 
 
 @pytest.mark.dist
