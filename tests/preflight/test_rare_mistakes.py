@@ -32,6 +32,12 @@ def test_unlabelled_data_without_a_text(good, catches, tmp_path):
     catches("task_distill", options, r"--unlabelled_file_path .*no usable text")
 
 
+def test_many_words_that_a_small_vocabulary_lacks(good, catches, tmp_path):
+    (tmp_path / "other.txt").write_text("zebras quarrel about quantum physics\tyes\n" * 20)
+    options = good("augment") | {"data_path": tmp_path / "other.txt"}
+    catches("augment", options, r"% of the pieces .*\[UNK\].*Give a model of the language", "warning")
+
+
 def test_labels_in_a_large_file_that_the_model_does_not_know(good, catches, monkeypatch):
     monkeypatch.setattr(subject, "COUNTED_BYTES", 10)
     options = good("task_distill")
