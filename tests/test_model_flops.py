@@ -1,7 +1,14 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification, BertConfig, ElectraConfig, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+)
 
 from tinybert_dist.model_flops import classifier_flops, forward_flops_per_token, head_flops
 
@@ -29,8 +36,11 @@ def counted(model, length, batch_size=1):
         BertConfig(**SIZES),
         RobertaConfig(**SIZES, max_position_embeddings=80),
         ElectraConfig(**SIZES, embedding_size=16),
+        AlbertConfig(**SIZES, embedding_size=16),
+        AlbertConfig(**SIZES, embedding_size=48, num_hidden_groups=3, inner_group_num=2),
+        DistilBertConfig(vocab_size=60, dim=48, n_layers=3, n_heads=4, hidden_dim=80, num_labels=3),
     ],
-    ids=["bert", "roberta", "electra"],
+    ids=["bert", "roberta", "electra", "albert", "albert, layers in groups", "distilbert"],
 )
 @pytest.mark.parametrize("length", [7, 64])
 def test_the_closed_form_is_what_torch_counts(config, length):

@@ -17,6 +17,7 @@ SECRETS = {
 MACHINE = {"LOGNAME": "canaryuser", "USER": "canaryuser"}
 HOST = "canaryhost"
 IN_URLS = ["canarypassword", "canaryquery"]
+QUICK = {"length_tokens": [8], "batch_size": [1], "repeats": 1}
 URL = "https://someone:canarypassword@host.example/group?token=canaryquery"
 
 
@@ -56,6 +57,16 @@ def test_nothing_written_holds_a_secret_or_the_machine(workspace, tmp_path):
         "finetune_teacher": teachers | training,
         "task_distill": distil | training | {"pred_distill": True},
         "evaluate": tracking | {"model": "run/task_distill", "data_dir": "task", "max_seq_length": 32},
+        "prepare_corpus": tracking | {"train_file_path": "corpus.txt", "teacher_model": "teacher"},
+        "export": tracking | QUICK | {"model": "run/task_distill", "data_dir": "task"},
+        "report": tracking
+        | QUICK
+        | {
+            "teacher_model": "run/finetune_teacher",
+            "student_model": "run/task_distill",
+            "export_folder": "run/export",
+            "run_folders": ["step 2=run/task_distill"],
+        },
     }
     recipe = [
         {"name": stage, "stage": stage, "args": options | {"output_dir": f"run/{stage}"}}
@@ -64,7 +75,7 @@ def test_nothing_written_holds_a_secret_or_the_machine(workspace, tmp_path):
     (home / "recipe.yaml").write_text(yaml.safe_dump({"name": "all", "stages": recipe}))
     result = run_stage("pipeline", "recipe.yaml", cwd=home)
     assert result.returncode == 0, result.stderr
-    assert len(list((home / "run").rglob("*.wandb"))) == 4
+    assert len(list((home / "run").rglob("*.wandb"))) == len(stages)
     assert {path.name for path in (home / "run").glob("[!.]*")} == set(stages)
     assert len([path for path in (home / "run").rglob("*") if path.is_file()]) > 50
     words = [*SECRETS.values(), *MACHINE.values(), HOST, *IN_URLS, "canaryplace", str(workspace)]

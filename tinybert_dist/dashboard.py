@@ -50,6 +50,10 @@ def _augment(*counts: str) -> tuple[str, ...]:
     return tuple(f"augment/{count}" for count in counts)
 
 
+def _corpus(*figures: str) -> tuple[str, ...]:
+    return tuple(f"corpus/{figure}" for figure in figures)
+
+
 SECTIONS = (
     Section(
         "At a glance",
@@ -107,6 +111,15 @@ SECTIONS = (
             _lines("real tokens seen", "data/tokens_seen"),
             _lines("records read", "data/records_read"),
             _lines("bad records", "data/bad_records"),
+        ),
+    ),
+    Section(
+        "Corpus",
+        (
+            Panel("bars", "rows and sentences", _corpus("rows", "sentences", "documents")),
+            Panel("bars", "tokens", _corpus("tokens", "cut_tokens")),
+            Panel("bars", "tokens prepared per second", _corpus("tokens_per_s")),
+            Panel("bars", "unknown pieces, %; bad records", _corpus("unknown_pct", "bad_records")),
         ),
     ),
     Section(

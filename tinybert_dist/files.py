@@ -4,8 +4,13 @@ import hashlib
 import json
 import os
 import secrets
+import time
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+LATE_FILES_S = 60.0  # NFS keeps what it knows of a folder for as long (acdirmax)
+SizedT = TypeVar("SizedT", bound=Sized)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -34,6 +39,18 @@ def fsync_folder(folder: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def still_missing(find_missing: Callable[[], SizedT]) -> SizedT:
+    """What `find_missing` finds; of a launch on several machines when their disk has shown what all wrote.
+
+    Else two that end together might each miss the other's last file, and nobody would join them.
+    """
+    machines = max(int(os.environ.get(name, "1")) for name in ("GROUP_WORLD_SIZE", "SLURM_STEP_NUM_NODES"))
+    give_up_at = time.monotonic() + (LATE_FILES_S if machines > 1 else 0)
+    while (missing := find_missing()) and time.monotonic() < give_up_at:
+        time.sleep(0.5)
+    return missing
 
 
 def stamp_of(stat: os.stat_result) -> str:

@@ -50,9 +50,25 @@ def model_folder(path: str | Path) -> Path:
         local = local.parent
     if local.is_dir():
         return local / INCOMING if (local / INCOMING).is_dir() else local
+    refuse_half_replaced(local)
     if not HUB_NAME.match(str(path)):
         raise UserError(f"{path}: no such model folder. Give a folder with config.json, or a hub name.")
     return _hub_folder(str(path))
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where the old content of an export's folder lies until the new one has taken its place."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def refuse_half_replaced(folder: str | Path) -> None:
+    """Raises UserError for a folder that is away since an export was killed between its two renames."""
+    folder = Path(folder)
+    if folder.name and not folder.exists() and replaced_folder(folder).is_dir():
+        raise UserError(
+            f"{folder}: an export was killed while it replaced this folder. Run the same export again: what "
+            f"was there is still in {replaced_folder(folder).name} beside it."
+        )
 
 
 def load_config(path: str | Path, **overrides: Any) -> PreTrainedConfig:

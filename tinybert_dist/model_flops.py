@@ -12,12 +12,15 @@ def forward_flops_per_token(config: PreTrainedConfig, length: float, num_layers:
     num_layers: those that are computed, from the first; None: all. With texts of several lengths the exact
     `length` is their token-weighted mean, sum(S * S) / sum(S).
     """
-    width, inner = config.hidden_size, config.intermediate_size
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or config.hidden_dim  # DistilBERT's name for it
     projections = 2 * (4 * width * width + 2 * width * inner)  # query, key, value, output; up and down
     scores = 2 * 2 * length * width  # with every key, and the values weighted
-    narrow = getattr(config, "embedding_size", None) or width  # ELECTRA's embeddings are projected
-    widening = 0 if narrow == width else 2 * narrow * width
+    # ELECTRA and ALBERT project their embeddings, ALBERT even those that are as wide as its layers
+    narrow = getattr(config, "embedding_size", None) or width
+    widening = 0 if narrow == width and config.model_type != "albert" else 2 * narrow * width
     layers = config.num_hidden_layers if num_layers is None else num_layers
+    layers *= getattr(config, "inner_group_num", 1)  # ALBERT may have several in one
     return widening + layers * (projections + scores)
 
 

@@ -67,7 +67,9 @@ pass_on() {
     # shellcheck disable=SC2086
     kill -s "$1" $children 2>/dev/null
 }
-trap 'pass_on USR1' USR1
+ask=USR1
+if [ -n "$KEEPS" ]; then ask=TERM; fi # nothing has to be saved
+trap 'pass_on $ask' USR1
 trap 'pass_on TERM' TERM
 while kill -0 "$stage" 2>/dev/null; do wait "$stage"; done # a trapped signal ends `wait`
 wait "$stage" # its exit code is remembered
@@ -76,4 +78,9 @@ rc=$?
 for process in $asked; do
     while kill -0 "$process" 2>/dev/null; do sleep 0.2; done
 done
+# Not finished, and nothing failed: --kill-on-bad-exit must not end the other nodes, which end by themselves.
+if [ -n "$KEEPS" ] && [ -n "$asked" ] && [ "$rc" != 0 ]; then
+    touch "$LOGS/stopped-$SLURM_NODEID"
+    exit
+fi
 exit "$rc"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 TRY_AGAIN = 75  # exit code: not finished, and the same command goes on
 TAIL_LINES = 25
 FIRST_MINUTE_S = 60
+PIECES = ("part-*/manifest.json", ".*.blocks/*.json")
 
 
 class Decision(NamedTuple):
@@ -23,8 +24,13 @@ class Decision(NamedTuple):
 
 
 def state(folder: str) -> dict[str, Any]:
-    """outcome.json of the run and of the pretraining inside it, by folder; {} where there is none."""
-    return {name: _read(Path(folder) / name / "outcome.json") for name in (".", "pretrained")}
+    """outcome.json of the run and of the pretraining inside it, by folder; {} where there is none.
+
+    "pieces": the finished ones of a stage that keeps such (prepare_corpus, augment), as a number of steps.
+    """
+    records = {name: _read(Path(folder) / name / "outcome.json") for name in (".", "pretrained")}
+    pieces = (path for pattern in PIECES for path in Path(folder).glob(pattern))
+    return records | {"pieces": {"step": sum(1 for _ in pieces)}}
 
 
 def decide(
@@ -33,6 +39,7 @@ def decide(
     *,
     code: int,
     trains: bool = True,
+    stopped: bool = False,
     stop_file: bool = False,
     ended: bool = False,
     asked_after: int | None = None,
@@ -42,22 +49,26 @@ def decide(
     """What the job does now that its processes are gone.
 
     before, after: `state` when they started and now; code: the launcher's exit code, which does not tell
-    whether a run is finished. ended: Slurm itself is ending the job (scancel, time limit, requeue): one that
-    put itself back then could never be cancelled. asked_after: seconds after which it was signalled.
+    whether a run is finished. stopped: a stage that keeps its pieces was ended on request. ended: Slurm
+    itself is ending the job (scancel, time limit, requeue): one that put itself back then could never be
+    cancelled. asked_after: seconds after which it was signalled.
     """
     changed = [name for name in (".", "pretrained") if after[name] != before[name]]
     record = after[changed[0]] if changed else after["."] or after["pretrained"]
-    if not trains or not record or (code and not changed):
+    if stopped and not code:
+        where = f"stopped with {after['pieces']['step']} pieces finished"
+    elif not trains or not record or (code and not changed):
         return Decision("fail" if code else "done", code, f"exit code {code}" if code else "finished")
-    where = f"{record['outcome']} at step {record['step']}"
-    if record["reason"]:
-        where += f" ({record['reason']})"
-    # a launcher that dies after the model is written takes nothing from it
-    if record is after["."] and record["outcome"] == "finished":
-        return Decision("done", 0, where)
-    if record["outcome"] != "interrupted":
-        hint = "; submitted again it goes on from the newest checkpoint" if record["resumable"] else ""
-        return Decision("fail", code or 1, where + hint)
+    else:
+        where = f"{record['outcome']} at step {record['step']}"
+        if record["reason"]:
+            where += f" ({record['reason']})"
+        # a launcher that dies after the model is written takes nothing from it
+        if record is after["."] and record["outcome"] == "finished":
+            return Decision("done", 0, where)
+        if record["outcome"] != "interrupted":
+            hint = "; submitted again it goes on from the newest checkpoint" if record["resumable"] else ""
+            return Decision("fail", code or 1, where + hint)
     early = asked_after is not None and asked_after < FIRST_MINUTE_S
     against = {
         "it stays out while the file STOP is there": stop_file,
@@ -120,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     decision.add_argument("--before", type=json.loads, required=True)
     decision.add_argument("--code", type=int, required=True)
     decision.add_argument("--trains", action="store_true")
+    decision.add_argument("--stopped", action="store_true")
     decision.add_argument("--ended", action="store_true")
     decision.add_argument("--asked-after", type=int)
     decision.add_argument("--restarts", type=int, default=0)

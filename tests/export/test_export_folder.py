@@ -1,16 +1,20 @@
 """Whose folder it is, what a second export does, and what a failing one leaves."""
 
 import importlib.util
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import wandb_files
-from export_runs import content, run_export, with_head
+from export_runs import content, run_evaluate, run_export, with_head
 
 from tinybert_dist.config import UserError
 from tinybert_dist.export.folder import replacing
 from tinybert_dist.files import read_json, write_json
+from tinybert_dist.models import load_classifier
+from tinybert_dist.report import measure
 from tinybert_dist.stages import export
 
 PLAIN = {"data_dir": None, "formats": ["transformers"]}
@@ -65,6 +69,36 @@ def test_a_crash_between_two_renames_is_put_right(tmp_path):
         assert list(folder.iterdir()) == []
         raise KeyError
     assert (out / "export.json").read_text() == "{}" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_reader_between_the_two_renames_is_told(workspace, tmp_path, monkeypatch):
+    """Of an export that is killed there: the folder is away, and nobody takes its name for one of the hub."""
+    monkeypatch.chdir(tmp_path)
+    run_export(workspace, tmp_path / "runs/served", **PLAIN)
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.name == ".served.partial":
+            os._exit(9)
+        return rename(self, target)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(Path, "rename", killed)
+        with replacing(Path("runs/served")) as folder:
+            (folder / "new").write_text("x")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert sorted(path.name for path in Path("runs").iterdir()) == [".served.partial", ".served.replaced"]
+    told = "served: an export was killed while it replaced this folder. Run the same export again"
+    with pytest.raises(UserError, match=told):
+        run_evaluate(workspace, tmp_path / "eval", model="runs/served")
+    with pytest.raises(UserError, match=told):
+        run_export(workspace, tmp_path / "other", **PLAIN | {"model": "runs/served"})
+    for read in (load_classifier, measure.read_export, measure.read_evaluation):
+        with pytest.raises(UserError, match=told):
+            read("runs/served")
+    run_export(workspace, tmp_path / "runs/served", **PLAIN)
+    assert [path.name for path in Path("runs").iterdir()] == ["served"]
+    load_classifier("runs/served")
 
 
 def test_a_strangers_folder_is_refused(workspace, tmp_path):

@@ -2,10 +2,13 @@
 
 import importlib
 import shutil
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from command_lines import general_distillation
-from seeded import to_argv
+from seeded import findings_of, to_argv
 
 from tinybert_dist.config import UserError, parse
 from tinybert_dist.pipeline.flow import config_class
@@ -37,6 +40,24 @@ def test_a_healthy_stage_prints_nothing(stage, good, capsys):
     preflight(stage, parse(config_class(stage), to_argv(good(stage))))
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_the_first_rows_are_read_once(good):
+    """By three checks; of a task whose labels are given, else they are counted before."""
+    options = good("task_distill") | {"labels": ["no", "yes"]}
+    opened = Counter()
+    watching = True
+
+    def watch(event, arguments):
+        if watching and event == "open" and str(arguments[0]).endswith(".tsv"):
+            opened[Path(str(arguments[0])).name] += 1
+
+    sys.addaudithook(watch)  # for ever
+    findings = findings_of("task_distill", options)
+    watching = False
+    assert {"task data", "texts", "schedule"} <= {finding.check for finding in findings}
+    # once more for the names of the columns
+    assert opened == {"train.tsv": 2, "dev.tsv": 1}
 
 
 def test_a_finished_run_is_left_alone(good, monkeypatch, tmp_path):

@@ -6,10 +6,11 @@ import socket
 
 import pytest
 from command_lines import general_distillation
-from seeded import complaints, to_argv
+from seeded import complaints, findings_of, to_argv
 
 from tinybert_dist.config import UserError, parse
 from tinybert_dist.pipeline.flow import config_class
+from tinybert_dist.preflight import launch_checks
 from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.preflight.environment import check_environment
 from tinybert_dist.preflight.machine import cores
@@ -117,6 +118,23 @@ def test_wandb_without_a_key(good, catches, monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     options = good("task_distill") | {"wandb_mode": "online"}
     catches("task_distill", options, r"no API key.*WANDB_API_KEY.*--wandb_mode offline")
+
+
+def test_wandb_without_a_key_in_this_shell(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    (found,) = complaints(check_environment())
+    assert found.check == "wandb" and "no API key" in found.problem and "WANDB_MODE=offline" in found.remedy
+
+
+def test_little_shared_memory(good, catches, monkeypatch):
+    options = good("task_distill") | {"num_workers": 1}
+    assert not complaints(findings_of("task_distill", options))
+    monkeypatch.setattr(launch_checks, "SMALL_SHM_BYTES", 1 << 60)
+    catches("task_distill", options, r"/dev/shm holds \d+ MiB.*--shm-size 1g.*--num_workers 0", "warning")
+    assert not complaints(findings_of("task_distill", options | {"num_workers": 0}))
+    assert any("--shm-size" in found.remedy for found in complaints(check_environment()))
 
 
 def test_processes_of_a_shell_without_a_launcher(monkeypatch):

@@ -48,12 +48,20 @@ class StageJob:
             time.sleep(0.05)
         return self
 
-    def until_checkpoint(self, run, after=0, timeout_s=120):
-        """Until the run has saved a step later than `after`."""
+    def until_that(self, holds, timeout_s=120):
+        """Until it holds."""
         give_up_at = time.monotonic() + timeout_s
-        while not any(int(path.name[5:]) > after for path in run.glob("checkpoints/step-*[0-9]")):
+        while not holds():
             assert time.monotonic() < give_up_at, self.log
             time.sleep(0.05)
+
+    def until_checkpoint(self, run, after=0, timeout_s=120):
+        """Until the run has saved a step later than `after`."""
+
+        def saved():
+            return any(int(path.name[5:]) > after for path in run.glob("checkpoints/step-*[0-9]"))
+
+        self.until_that(saved, timeout_s)
 
     def process(self, run, rank):
         """Id of a process that trains, as the login node of the lab sees it: it sees those of all nodes."""

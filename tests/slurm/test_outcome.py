@@ -93,6 +93,42 @@ def test_pretraining_counts_until_the_run_itself_begins():
     assert outcome.decide(second, {".": {}, "pretrained": finished}, code=1)[:2] == ("fail", 1)
 
 
+def pieces(number):
+    """The state of a folder of prepare_corpus or augment."""
+    return NOTHING | {"pieces": {"step": number}}
+
+
+def test_a_stage_that_keeps_its_pieces_goes_back_into_the_queue():
+    def decide(before, after, **facts):
+        return outcome.decide(
+            pieces(before), pieces(after), trains=False, **{"code": 0, "stopped": True} | facts
+        )
+
+    assert decide(2, 5)[:2] == ("requeue", outcome.TRY_AGAIN) and "5 pieces finished" in decide(2, 5).why
+    assert decide(2, 5, stopped=False)[:2] == ("done", 0)
+    assert decide(2, 5, code=1)[:2] == ("fail", 1)  # one node failed, the others were ended
+    for changes, why in (
+        ({"ended": True}, "Slurm is ending"),
+        ({"restarts": 20}, "MAX_RESTARTS"),
+        ({"restarts": 1, "asked_after": 3}, "--signal"),
+    ):
+        decision = decide(2, 5, **changes)
+        assert decision[:2] == ("fail", outcome.TRY_AGAIN) and why in decision.why
+    assert decide(5, 5)[:2] == ("fail", outcome.TRY_AGAIN) and "no progress" in decide(5, 5).why
+
+
+def test_finished_pieces_are_counted_where_the_stages_leave_them(tmp_path):
+    for file in (
+        "part-0a/manifest.json",
+        "part-0b/rows.arrow",
+        ".train_aug.tsv.0a.blocks/3.json",
+        "x/1.json",
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    assert outcome.state(str(tmp_path)) == pieces(2)
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_other_stages_are_what_their_exit_code_says(code):
     decision = outcome.decide(NOTHING, INTERRUPTED, code=code, trains=False)

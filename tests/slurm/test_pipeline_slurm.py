@@ -117,9 +117,9 @@ def test_jobs_run_as_a_tree_and_again_only_below_a_change(slurm, shared_workspac
         "step_1": {jobs["general"][0], jobs["teacher"][0]},
         "evaluate": {jobs["teacher"][0]},
     }
-    # while they wait and run, nothing is submitted twice
+    # while they wait and run (on a slow machine the first have ended by now), nothing is submitted twice
     code, printed = pipeline(path)
-    assert code == 0 and "0 of 4 steps to run" in printed and printed.count("in the queue") >= 3, printed
+    assert code == 0 and "0 of 4 steps to run" in printed and "in the queue" in printed, printed
     assert jobs_of(printed) == {}
     assert states(slurm, jobs) == dict.fromkeys(ALL, "COMPLETED")
     runs = folder / "runs"

@@ -70,6 +70,18 @@ def test_a_corpus_prepared_by_two_nodes(submit, shared_workspace, folder):
         assert sha256_of(folder / "tokens1" / shard) == sha256_of(folder / "tokens2" / shard)
 
 
+def test_a_node_that_fails_ends_the_others(submit, shared_workspace, folder):
+    """The other would go on looking for the pieces of the one that failed."""
+    (folder / "text").mkdir()
+    lines = (shared_workspace / "corpus.txt").read_text() * 10
+    (folder / "text" / "part0.txt").write_bytes(lines.encode() + b"\xff\n")
+    (folder / "text" / "part1.txt").write_text(lines)
+    options = {"train_file_path": folder / "text", "teacher_model": shared_workspace / "teacher"}
+    job = submit("prepare_corpus", *flags(options | {"output_dir": folder / "tokens"}), sbatch=TWO_NODES)
+    assert job.ended() == ("FAILED", 0), job.log
+    assert "byte 0xff" in job.log and "pieces still missing" not in job.log
+
+
 def test_a_crash_ends_the_job_at_once_names_itself_and_cancels_what_waits(
     slurm, submit, shared_workspace, folder
 ):

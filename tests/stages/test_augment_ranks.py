@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -115,6 +117,22 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path, model_dir, 
     # another option starts afresh
     run_as(monkeypatch, 0, 1, **config | {"p": 0.9})
     assert len(written) == 9 + 7
+
+
+def test_on_several_machines_what_another_has_just_written_may_be_seen_late(tmp_path, model_dir, monkeypatch):
+    """A launch on two: whoever ends first looks again, and so none ends well before the file is whole."""
+    config = options(model_dir, write_task(tmp_path / "task", 64), tmp_path / "out")  # 2 blocks
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tinybert_dist.stages.augment", *flags(config)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
+    while not list((tmp_path / "out").glob(".*.blocks/0.json")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    time.sleep(1)
+    assert first.poll() is None
+    assert run_as(monkeypatch, 1, 2, **config)["finished"]
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == 0 and "are not there yet" not in output
 
 
 @pytest.mark.dist

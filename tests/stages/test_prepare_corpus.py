@@ -1,11 +1,14 @@
 import gzip
 import itertools
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import fsspec
 import pytest
+import wandb_files
 
 from tinybert_dist.data import corpus
 from tinybert_dist.data.tokens import TokenDataset
@@ -124,6 +127,38 @@ def test_two_machines_that_share_the_folder_alone(inputs, monkeypatch, num_worke
     assert all("prepared: " in output or "pieces still missing" in output for output in outputs)
     assert (inputs / "out" / "manifest.json").read_bytes() == expected
     TokenDataset.open(inputs / "out", verify=True)
+
+
+def test_on_several_machines_what_another_has_just_written_may_be_seen_late(inputs, monkeypatch):
+    """A launch on two: whoever ends first looks again, and so none ends well before the corpus is whole."""
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 20_000)
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", IN_SMALL_PIECES, *arguments(inputs)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
+    while not (inputs / "out" / "share-1-of-2.json").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    time.sleep(1)
+    assert first.poll() is None
+    summary = prepare_corpus.main(arguments(inputs, "--share", "2/2"))
+    assert "missing" not in summary
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == 0 and "prepared: " in output and "still missing" not in output
+
+
+def test_one_wandb_run_of_the_share_that_joins(inputs, monkeypatch):
+    monkeypatch.setattr(corpus, "PIECE_BYTES", 50_000)
+    tracked = arguments(inputs, "--wandb_mode", "offline")
+    assert "missing" in prepare_corpus.main([*tracked, "--share", "2/2"])
+    assert not (inputs / "out" / "wandb").exists()
+    joined = prepare_corpus.main([*tracked, "--share", "1/2"])
+    prepare_corpus.main([*tracked, "--share", "1/2"])  # nothing is tokenised, nothing is there to tell
+    (file,) = wandb_files.run_files(inputs / "out")
+    assert wandb_files.summary(file)["corpus/rows"] == joined["rows"] > 0
+    # it is no part of the corpus, and stays when another takes its place
+    (inputs / "corpus.txt").write_text("Something else now.\n")
+    assert prepare_corpus.main(arguments(inputs, "--wandb_mode", "disabled"))["sentences"] == 1
+    assert file.exists()
 
 
 @pytest.mark.dist

@@ -29,6 +29,9 @@ def chain(workspace, tmp_path_factory) -> Path:
     training["eval_step"] = 2
     teacher, task = home / "runs/teacher", workspace / "task"
     stages = {
+        "tokens": ("prepare_corpus", {
+            "train_file_path": workspace / "corpus.txt", "teacher_model": workspace / "teacher",
+        }),
         "teacher": ("finetune_teacher", {"teacher_model": workspace / "teacher", "data_dir": task}),
         "general": ("general_distill", {
             "train_file_path": workspace / "corpus.txt", "teacher_model": workspace / "teacher",
@@ -46,7 +49,7 @@ def chain(workspace, tmp_path_factory) -> Path:
         if stage == "task_distill":
             options |= {"teacher_model": teacher, "data_dir": task}
         arguments = (
-            (common if stage in {"evaluate", "augment"} else training)
+            (common if stage in {"prepare_corpus", "evaluate", "augment"} else training)
             | options
             | {"output_dir": home / "runs" / name}
         )

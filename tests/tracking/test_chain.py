@@ -6,9 +6,11 @@ import os
 import wandb_files
 from tiny_masked_lm import CHINESE
 
+from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.files import read_json, sha256_of
 
 JOB_TYPES = {
+    "tokens": "prepare_corpus",
     "teacher": "finetune_teacher",
     "general": "general_distill",
     "step_1": "task_distill_intermediate",
@@ -97,6 +99,14 @@ def test_augmentations_stand_beside_their_originals(chain_files):
     assert rows[2][1] and not rows[2][1].isascii()
     (row,) = [row for row in wandb_files.history(chain_files["augmented"]) if "augment/examples" in row]
     assert row["augment/examples"] == 3 and row["augment/new_rows"] > 3
+
+
+def test_a_corpus_tells_what_it_holds(chain, chain_files):
+    counts = read_json(chain / "runs/tokens/manifest.json")["header"]["counts"]
+    summary = wandb_files.summary(chain_files["tokens"])
+    assert summary["corpus/sentences"] == counts["sentences"] == 320
+    assert summary["corpus/bad_records"] == 0 < summary["corpus/tokens_per_s"]
+    assert summary["corpus/rows"] == len(TokenDataset.open(chain / "runs/tokens"))
 
 
 def test_a_model_tells_what_it_was_made_from(chain, chain_files):

@@ -34,6 +34,7 @@ from tinybert_dist.data.storage import is_url, shown
 from tinybert_dist.data.token_manifest import MANIFEST, read_manifest
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.data.word_pieces import WordPieces
+from tinybert_dist.files import still_missing
 
 MODES = ("pairs", "line")
 PIECE_BYTES = 64_000_000
@@ -89,8 +90,12 @@ def prepare(
     summary |= _speed(output_dir, tokenized.values(), time.perf_counter() - started_at)
     if share.count > 1:
         write_share(output_dir, share, [record_of(pieces[i], *built[i][:2]) for i in mine])
-        built |= _found_of_others(builder, pieces, set(range(len(pieces))).difference(built))
-        if len(built) < len(pieces):
+
+        def find_others() -> list[int]:
+            built.update(_found_of_others(builder, pieces, set(range(len(pieces))).difference(built)))
+            return [i for i in range(len(pieces)) if i not in built]
+
+        if still_missing(find_others):
             missing = [
                 (Share(k, share.count), sum(i not in built for i in own)) for k, own in enumerate(shares)
             ]

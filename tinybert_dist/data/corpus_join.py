@@ -20,7 +20,8 @@ from tinybert_dist.files import fingerprint
 
 JSON = r"(manifest|share-\d+-of-\d+)\.json"
 TEMPORARY_PART = re.compile(r"\.part-[0-9a-f]{16}\.[0-9a-f]{8}\.\d+\.tmp")
-OURS = re.compile(rf"{JSON}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|{TEMPORARY_PART.pattern}")
+TRACKING = "wandb"
+OURS = re.compile(rf"{JSON}|{TRACKING}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|{TEMPORARY_PART.pattern}")
 ABANDONED_AFTER_S = 86_400
 
 
@@ -69,7 +70,7 @@ def _remove_others(folder: Path, wanted: set[str], before: set[str]) -> None:
     # another command may be at work on other text: what is neither of the last corpus nor surely abandoned
     # stays, for a day
     for path in folder.iterdir():
-        if path.name in wanted or path.name == MANIFEST or not OURS.fullmatch(path.name):
+        if path.name in wanted | {MANIFEST, TRACKING} or not OURS.fullmatch(path.name):
             continue
         try:
             is_old = time.time() - path.stat().st_mtime > ABANDONED_AFTER_S

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fsync_folder
+from tinybert_dist.model_files import replaced_folder
 
 RECORD = "export.json"
 TRACKING = "wandb"  # runs of earlier exports, perhaps not uploaded yet
@@ -34,7 +35,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     from which the next export brings it back.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    replaced = folder.with_name(f".{folder.name}.replaced")
+    replaced = replaced_folder(folder)
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
     for left in (partial, replaced):

@@ -1,6 +1,6 @@
 """Are the texts and labels there, readable, and of the tokenizer's language and the length asked for?"""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -10,12 +10,10 @@ from tinybert_dist.config import UserError
 from tinybert_dist.data.augment_files import no_example
 from tinybert_dist.data.corpus import MAX_UNKNOWN_PCT
 from tinybert_dist.data.corpus_part import PREGENERATED_COLUMNS, Recipe
-from tinybert_dist.data.encoding import Example
-from tinybert_dist.data.examples import read_examples, read_unlabelled
+from tinybert_dist.data.examples import read_unlabelled
 from tinybert_dist.data.source_files import HUB
 from tinybert_dist.data.sources import Piece, Source, find_sources, kind_of, read_sentences, read_table
 from tinybert_dist.data.storage import is_url
-from tinybert_dist.data.task_files import read_records
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.token_manifest import MANIFEST
 from tinybert_dist.data.tokens import TokenDataset
@@ -39,11 +37,10 @@ def check_task_rows(subject: Subject) -> Iterator[Finding]:
     task, policy = subject.task, subject.config.on_bad_record
     spec, facts = task.spec, []
     for split, path in task.paths.items():
-        bad = BadRecords(policy)
-        if task.labels_seen:
-            rows: list = list(islice(read_records(path, spec, bad, split), SAMPLE_ROWS))
-        else:
-            rows = [row for _, row in islice(read_examples(path, spec, bad, split), SAMPLE_ROWS)]
+        found = subject.first_rows[split]
+        rows, bad = found.texts, found.bad
+        if found.mistake is not None:
+            raise found.mistake
         if not rows:
             yield error(f"{path}: no usable example.", "Check the file and its columns.")
             continue
@@ -54,15 +51,14 @@ def check_task_rows(subject: Subject) -> Iterator[Finding]:
                 "Check the columns (--text_column, --label_column) and the labels (--labels).",
             )
         if spec.mode == "regression" and split == "train":
-            yield from _check_numbers(path, rows)
+            yield from _check_numbers(path, found.labels)
         facts.append(f"{split} {len(rows):,}{'+' if len(rows) == SAMPLE_ROWS else ''} rows")
     if subject.has("unlabelled_file_path") and subject.stage == "task_distill":
         unlabelled = Path(subject.config.unlabelled_file_path)
         subject.earlier.require_written(unlabelled)
         if not unlabelled.exists():
             raise UserError(f"--unlabelled_file_path {unlabelled}: no such file or folder. Correct the path.")
-        rows = list(islice(read_unlabelled(unlabelled, spec, BadRecords(policy)), SAMPLE_ROWS))
-        if not rows:
+        if not list(islice(read_unlabelled(unlabelled, spec, BadRecords(policy)), SAMPLE_ROWS)):
             yield error(f"--unlabelled_file_path {unlabelled}: no usable text.", "Check the file.")
     if facts:
         yield ok(f"{task.folder}: {', '.join(facts)}")
@@ -72,11 +68,9 @@ def check_task_texts(subject: Subject) -> Iterator[Finding]:
     """Task data: the tokenizer's language, and the share of texts that would be cut."""
     if not subject.config.data_dir:
         return
-    path = subject.task.paths.get("train") or next(iter(subject.task.paths.values()))
-    split = "train" if "train" in subject.task.paths else next(iter(subject.task.paths))
-    records = read_records(path, subject.task.spec, BadRecords("skip"), split)
-    texts = [record.texts for record in islice(records, SAMPLE_TEXTS)]
-    yield from _check_texts(subject, texts, str(path))
+    paths = subject.task.paths
+    split = "train" if "train" in paths else next(iter(paths))
+    yield from _check_texts(subject, subject.first_rows[split].texts[:SAMPLE_TEXTS], str(paths[split]))
 
 
 def check_augmented_texts(subject: Subject) -> Iterator[Finding]:
@@ -183,10 +177,9 @@ def _check_texts(
         )
 
 
-def _check_numbers(path: Path, rows: Iterable[Example]) -> Iterator[Finding]:
-    rows = list(rows)
-    values = {row.label for row in rows}
-    if len(values) <= FEW_VALUES < len(rows):
+def _check_numbers(path: Path, labels: Sequence[float | None]) -> Iterator[Finding]:
+    values = set(labels)
+    if len(values) <= FEW_VALUES < len(labels):
         shown = ", ".join(f"{value:g}" for value in sorted(value for value in values if value is not None))
         yield warning(
             f"{path}: --task_mode regression, but its labels take the values {shown} only.",

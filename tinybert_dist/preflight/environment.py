@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from tinybert_dist.preflight.findings import Check, Finding, error, examine, ok, warning
 from tinybert_dist.preflight.hub import hub_is_reachable
-from tinybert_dist.preflight.launch_checks import SMALL_SHM_BYTES, has_wandb_key
+from tinybert_dist.preflight.launch_checks import check_shared_memory, check_wandb_key, has_wandb_key
 from tinybert_dist.preflight.machine import cores, processes
 from tinybert_dist.training.strategy import has_fast_bf16
 from tinybert_dist.training.wandb_run import resolve_mode
@@ -96,13 +96,7 @@ def check_disk(_: object) -> Iterator[Finding]:
         yield warning(
             f"{here.free / 2**30:.1f} GiB free in this folder.", "Give --output_dir on a larger disk."
         )
-    if os.path.isdir("/dev/shm"):
-        size = psutil.disk_usage("/dev/shm").total
-        if size < SMALL_SHM_BYTES:
-            yield warning(
-                f"/dev/shm holds {size >> 20} MiB: too little for --num_workers and several GPUs.",
-                "Start the container with --shm-size 1g or --ipc host.",
-            )
+    yield from check_shared_memory()
 
 
 def check_wandb(_: object) -> Iterator[Finding]:
@@ -110,10 +104,7 @@ def check_wandb(_: object) -> Iterator[Finding]:
     mode = resolve_mode("auto")
     key = "an API key" if has_wandb_key() else "no API key"
     yield ok(f"{mode} by default ({key})")
-    if mode == "online" and not has_wandb_key():
-        yield error(
-            "WANDB_MODE is online and there is no API key.", "Run `wandb login`, or unset WANDB_MODE."
-        )
+    yield from check_wandb_key(mode)
 
 
 def check_hub(_: object) -> Iterator[Finding]:

@@ -99,14 +99,8 @@ def check_workers(subject: Subject) -> Iterator[Finding]:
                 f"{here} processes of {threads} threads each on {have} cores.",
                 f"Set OMP_NUM_THREADS={max(1, have // here)}.",
             )
-    if workers and isinstance(config, TrainingOptions) and os.path.isdir("/dev/shm"):
-        size = psutil.disk_usage("/dev/shm").total
-        if size < SMALL_SHM_BYTES:
-            yield warning(
-                f"/dev/shm holds {size >> 20} MiB: loader workers pass batches through it, and die when "
-                "it is full.",
-                "Start the container with --shm-size 1g (or --ipc host), or give --num_workers 0.",
-            )
+    if workers and isinstance(config, TrainingOptions):
+        yield from check_shared_memory()
 
 
 def check_packages(subject: Subject) -> Iterator[Finding]:
@@ -129,11 +123,7 @@ def check_packages(subject: Subject) -> Iterator[Finding]:
 def check_wandb(subject: Subject) -> Iterator[Finding]:
     """wandb can start in the mode asked for."""
     mode = resolve_mode(getattr(subject.config, "wandb_mode", "disabled"))
-    if mode == "online" and not has_wandb_key():
-        yield error(
-            "wandb is to be online and there is no API key.",
-            "Set WANDB_API_KEY or run `wandb login`; or give --wandb_mode offline and `wandb sync` later.",
-        )
+    yield from check_wandb_key(mode)
     yield ok(mode)
 
 
@@ -155,6 +145,27 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
         )
     else:
         yield ok(f"about {needed / 2**30:.1f} GiB besides activations, {free / 2**30:.1f} GiB free")
+
+
+def check_shared_memory() -> Iterator[Finding]:
+    """Room in /dev/shm."""
+    size = psutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else SMALL_SHM_BYTES
+    if size < SMALL_SHM_BYTES:
+        yield warning(
+            f"/dev/shm holds {size >> 20} MiB: loader workers pass batches through it, and die when it is "
+            "full.",
+            "Start the container with --shm-size 1g (or --ipc host), or give --num_workers 0.",
+        )
+
+
+def check_wandb_key(mode: str) -> Iterator[Finding]:
+    """A key, where one is needed."""
+    if mode == "online" and not has_wandb_key():
+        yield error(
+            "wandb is to be online and there is no API key.",
+            "Set WANDB_API_KEY or run `wandb login`; or give --wandb_mode offline (WANDB_MODE=offline) and "
+            "`wandb sync` later.",
+        )
 
 
 def has_wandb_key() -> bool:

@@ -20,6 +20,7 @@ from tinybert_dist.model_files import (
     load_config,
     model_folder,
     read_weights,
+    refuse_half_replaced,
     whole_tensors,
 )
 from tinybert_dist.models import HEAD_WEIGHTS, label_names, load_tokenizer
@@ -42,6 +43,7 @@ class Stored:
         """Where it lies here. Raises NotYet for a hub name that is still to be downloaded."""
         if Path(self.name).exists():
             return model_folder(self.name)
+        refuse_half_replaced(self.name)
         if not HUB_NAME.match(self.name):
             try:
                 return model_folder(self.name)

@@ -2,11 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-from tinybert_dist.data.task_files import read_records
-from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.token_manifest import MANIFEST
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.preflight.findings import Finding, ok, warning
@@ -83,9 +80,8 @@ def _known_rows(subject: Subject) -> int | None:
         subject.has("aug_train") and "train_aug" not in _names(subject)
     ):
         return None
-    records = read_records(subject.task.paths["train"], subject.task.spec, BadRecords("skip"), "train")
-    rows = sum(1 for _ in islice(records, SAMPLE_ROWS))
-    return rows if rows < SAMPLE_ROWS else None
+    found = subject.first_rows["train"]
+    return len(found.texts) if found.mistake is None and len(found.texts) < SAMPLE_ROWS else None
 
 
 def _names(subject: Subject) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from tinybert_dist.config import UserError
 from tinybert_dist.data.augment_files import Source as AugmentSource
 from tinybert_dist.data.augment_files import glue_source, path_source
-from tinybert_dist.data.examples import count_labels
+from tinybert_dist.data.examples import count_labels, read_examples
 from tinybert_dist.data.glue import TaskSpec
 from tinybert_dist.data.shards import shards_of
+from tinybert_dist.data.task_files import read_records
 from tinybert_dist.data.tasks import find_task, labels_in_data, split_paths
+from tinybert_dist.data.text import BadRecords
 from tinybert_dist.models import is_named_student, load_config, student_config
 from tinybert_dist.preflight.earlier import Earlier
 from tinybert_dist.preflight.findings import once
@@ -32,6 +35,16 @@ class Task:
     spec: TaskSpec
     paths: dict[str, Path]
     labels_seen: tuple[str, ...] = ()
+
+
+@dataclass
+class FirstRows:
+    """What the first SAMPLE_ROWS rows of a split hold, up to its first mistake."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[float | None]
+    bad: BadRecords
+    mistake: UserError | None = None
 
 
 class Subject:
@@ -113,6 +126,26 @@ class Subject:
         if size_bytes > COUNTED_BYTES:
             return Task(folder, spec, paths, tuple(count_labels(train, spec, SAMPLE_ROWS)))
         return Task(folder, replace(spec, labels=labels_in_data(folder, spec, config)), paths)
+
+    @once
+    def first_rows(self) -> dict[str, FirstRows]:
+        """Of every split of the task, as the stage reads them."""
+        return {split: self._read_first(path, split) for split, path in self.task.paths.items()}
+
+    def _read_first(self, path: Path, split: str) -> FirstRows:
+        spec = self.task.spec
+        found = FirstRows([], [], BadRecords(self.config.on_bad_record))
+        try:
+            if self.task.labels_seen:
+                for record in islice(read_records(path, spec, found.bad, split), SAMPLE_ROWS):
+                    found.texts.append(tuple(record.texts))
+            else:
+                for _, row in islice(read_examples(path, spec, found.bad, split), SAMPLE_ROWS):
+                    found.texts.append((row.text,) if row.text_pair is None else (row.text, row.text_pair))
+                    found.labels.append(row.label)
+        except UserError as mistake:
+            found.mistake = mistake
+        return found
 
     @once
     def augmented(self) -> AugmentSource:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tinybert_dist.config import UserError
 from tinybert_dist.files import read_json
+from tinybert_dist.model_files import refuse_half_replaced
 from tinybert_dist.model_flops import classifier_flops
 from tinybert_dist.models import count_parameters
 
@@ -108,6 +109,7 @@ def _read(file: Path, remedy: str) -> Any:
     try:
         return read_json(file)
     except (FileNotFoundError, NotADirectoryError) as error:
+        refuse_half_replaced(file.parent)
         raise UserError(f"{file.parent}: no {file.name}. {remedy}") from error
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}). {remedy}") from error

@@ -16,7 +16,7 @@ from tinybert_dist.data.masked_words import MaskedWords
 from tinybert_dist.data.segmenters import SEGMENTERS
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_vectors import WordVectors
-from tinybert_dist.files import fingerprint, sha256_of
+from tinybert_dist.files import fingerprint, sha256_of, still_missing
 from tinybert_dist.models import LoadReport, load_masked_lm, load_tokenizer, lowers, weights_fingerprint
 from tinybert_dist.preflight.checks import preflight
 from tinybert_dist.training.tracking import Tracker, TrackingOptions
@@ -136,8 +136,9 @@ def run(config: AugmentConfig) -> dict[str, Any]:
     if (summary := blocks.finished()) is None:
         todo = blocks.missing(range(rank, plan.num_blocks, world_size), verify=True)
         _augment(config, plan, finder, blocks, todo, show=rank == 0)
-        left = len(blocks.missing(range(plan.num_blocks)))
-        summary = blocks.finished() if left else None  # another process may have joined them meanwhile
+        # another process may have joined them meanwhile
+        left = len(still_missing(lambda: [] if blocks.finished() else blocks.missing(range(plan.num_blocks))))
+        summary = blocks.finished()
     elif rank == 0:
         print(f"already finished: {plan.output}")
     if summary is not None:

@@ -25,6 +25,7 @@ from tinybert_dist.preflight.checks import check_stage, is_finished
 from tinybert_dist.preflight.earlier import Earlier
 from tinybert_dist.preflight.environment import check_environment
 from tinybert_dist.preflight.findings import Finding, ok, to_table, worst
+from tinybert_dist.preflight.outputs import with_outputs
 from tinybert_dist.preflight.subject import Subject
 
 
@@ -93,8 +94,7 @@ def examine_steps(steps: Sequence[Step]) -> list[Part]:
         else:
             subject = Subject(step.stage, config, earlier, is_launched=False)
             findings = check_stage(subject)
-            earlier = earlier.copy()  # what a subject sees are the steps before it
-            earlier.add(step.name, subject)
+            earlier = with_outputs(earlier, step.name, subject)
         parts.append(Part(f"{step.name}: {step.stage}", findings, time.monotonic() - started_at))
     return parts
 

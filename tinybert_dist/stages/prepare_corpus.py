@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from tinybert_dist.config import HfArg, StageFailed, StageOptions, UserError, run_stage
+from tinybert_dist.config import HfArg, StageFailed, StageOptions, UserError, run_stage, to_dict
 from tinybert_dist.data import corpus
 from tinybert_dist.data.corpus_part import Recipe
 from tinybert_dist.data.corpus_pieces import Share
@@ -17,13 +17,24 @@ from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_pieces import WordPieces
 from tinybert_dist.models import load_tokenizer
 from tinybert_dist.preflight.checks import preflight
+from tinybert_dist.training.tracking import Tracker, TrackingOptions
 
 UPDATES_IN_PLACE = True  # pieces that have not changed are not tokenised again
+TRACKED = (
+    "rows",
+    "tokens",
+    "sentences",
+    "documents",
+    "unknown_pct",
+    "cut_tokens",
+    "bad_records",
+    "tokens_per_s",
+)
 SAMPLE_SENTENCES, MAX_SAMPLE_CHARS = 4000, 10_000
 
 
 @dataclasses.dataclass(kw_only=True)
-class PrepareCorpusConfig(StageOptions):
+class PrepareCorpusConfig(TrackingOptions, StageOptions):
     """Options of prepare_corpus."""
 
     train_file_path: str = HfArg(
@@ -99,6 +110,11 @@ def run(config: PrepareCorpusConfig) -> dict[str, Any]:
     if summary["text_tokens_tokenized"]:
         summary["bare_tokens_per_cpu_s"] = _bare_speed(files, WordPieces.of(tokenizer), config.text_column)
     print(summary_line(summary), flush=True)
+    # of several processes the one that joins the pieces; a second run would be the same
+    if summary["text_tokens_tokenized"]:
+        figures = {f"corpus/{name}": summary[name] for name in TRACKED}
+        with Tracker(config, "prepare_corpus", config.output_dir, True, to_dict(config)) as tracker:
+            tracker.summary(figures)
     return summary
 
 
