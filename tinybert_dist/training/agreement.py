@@ -46,7 +46,9 @@ def add_up(accelerator: RunAccelerator, module: LossModule, share: Share, is_eve
     by_process[accelerator.process_index] = -1.0 if share.refused else float(len(share.micro_batches))
     own = [*groups.values(), tokens, computed, *share.counts.values(), *by_process]
     beat("reduce")
-    sums = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device), "sum")
+    # made on the device itself, the host would wait for the optimizer step before
+    vector = torch.tensor(own, dtype=torch.float64).to(accelerator.device, non_blocking=True)
+    sums = accelerator.reduce(vector, "sum")
     by_group, counted, by_process_sums = sums.split([len(groups), len(names), len(by_process)])
     num_micro_batches = len(share.micro_batches)
     if share.refused or not is_even:
