@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    Data2VecTextConfig,
+    Data2VecTextModel,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -22,6 +26,7 @@ from tinybert_dist.distill.capture import (
     classify,
     encode,
     masked_lm_head,
+    require_understood,
     truncate_layers,
     uses_capture,
 )
@@ -97,13 +102,38 @@ def test_packed_captures_equal_padded_captures(lengths):
             assert not one[:, length:].any()  # zeros, so the losses need no mask
 
 
-def test_a_model_without_position_ids_is_found_unpackable():
-    config = DistilBertConfig(
-        vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=40
-    )
-    model = DistilBertForSequenceClassification(config)
+def test_a_model_with_positions_of_its_own_is_found_unpackable():
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Data2VecTextConfig(**sizes, intermediate_size=40, max_position_embeddings=40)
+    model = uses_capture(Data2VecTextModel(config))
     model.train()
-    assert not can_pack(model, Collator("packed", 0), Collator("padded", 0), samples((3, 7)))
+    assert not can_pack(model, Collator("packed", 1), Collator("padded", 1), samples((3, 7)))
+    assert model.training
+
+
+def test_distilbert_is_read_as_it_reads_itself():
+    config = DistilBertConfig(
+        vocab_size=50, dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=40, num_labels=3
+    )
+    torch.manual_seed(0)
+    model = uses_capture(DistilBertForSequenceClassification(config)).eval()
+    batch = Collator("padded", 0)(samples((3, 7)))
+    require_understood(model, batch)
+    with torch.no_grad():
+        encoded = encode(model, batch, {0, 1})
+        own = model(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+        assert torch.equal(classify(model, batch, encoded.hidden[-1]), own.logits)
+    assert all(map(torch.equal, encoded.hidden, own.hidden_states)) and set(encoded.attention) == {0, 1}
+
+
+@pytest.mark.parametrize("family", ["modernbert", "albert", "mpnet"])
+def test_a_family_that_is_read_wrongly_is_refused(family):
+    """ModernBERT's attention is captured, but its head would get the wrong rows, without a word."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "pad_token_id": 0, "max_position_embeddings": 40}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **sizes))
+    with pytest.raises(ValueError, match="cannot be used"):
+        require_understood(uses_capture(model), Collator("padded", 0)(samples((3, 7))))
     assert model.training
 
 

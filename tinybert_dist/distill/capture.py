@@ -5,7 +5,7 @@ in the linear layers, and it hands out queries and keys of chosen layers. No mod
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +24,27 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 class Sink:
     """Receives (query, key) blocks [B, H, S, K] of the wanted layers (0-based), one pair for each group.
 
-    Neither dict nor dataclass: FSDP2 copies those among the arguments, and captures would be lost.
+    Neither dict nor dataclass: FSDP2 copies those among the arguments, and captures would be lost. Layers are
+    counted as they come: not every family numbers them.
     """
 
     def __init__(self, layers: Collection[int]):
-        self.layers = layers
+        self.layers, self.num_layers = layers, 0
         self.blocks: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def put(self, queries: list[Tensor], keys: list[Tensor]) -> None:
+        """Of the next layer."""
+        if self.num_layers in self.layers:
+            self.blocks[self.num_layers] = list(zip(queries, keys, strict=True))
+        self.num_layers += 1
 
 
 def attention(module, query, key, value, attention_mask, *, micro_batch=None, sink=None, **kwargs):
     """SDPA over [B, H, S, K], or over a packed row [1, H, T, K] when `micro_batch` is packed."""
     packed = micro_batch is not None and micro_batch.is_packed
     queries, keys, values = (micro_batch.to_blocks(x) if packed else [x] for x in (query, key, value))
-    if sink is not None and module.layer_idx in sink.layers:
-        sink.blocks[module.layer_idx] = list(zip(queries, keys, strict=True))
+    if sink is not None:
+        sink.put(queries, keys)
     if not packed:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = [
@@ -102,6 +109,9 @@ def encode(model: PreTrainedModel, batch: MicroBatch, attention_layers: Collecti
 def classify(model: PreTrainedModel, batch: MicroBatch, hidden: Tensor) -> Tensor:
     """Logits [B, C] of a sequence-classification model from its last hidden state."""
     first_B1D = hidden.flatten(0, 1).index_select(0, batch.starts_B).unsqueeze(1)
+    if (before := getattr(model, "pre_classifier", None)) is not None:  # DistilBERT
+        pooled_BD = F.relu(before(first_B1D.squeeze(1)))
+        return model.get_submodule("classifier")(model.get_submodule("dropout")(pooled_BD))
     pooler = getattr(model.base_model, "pooler", None)
     if pooler is None:  # RoBERTa, ELECTRA: the head itself takes the first token
         return model.get_submodule("classifier")(first_B1D)
@@ -131,6 +141,29 @@ def can_pack(model: PreTrainedModel, collate_packed, collate_padded, samples) ->
         return torch.allclose(expected, actual, rtol=0, atol=tolerance, equal_nan=True)
     except (TypeError, RuntimeError, ValueError, AttributeError):
         return False  # it does not take position ids, or its attention does not go through the interface
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def require_understood(model: PreTrainedModel, padded: MicroBatch) -> None:
+    """Raises ValueError for a family with another attention or a head that `classify` does not know."""
+    kind, was_training = type(model).__name__, model.training
+    model.eval()
+    # one segment, which is what a model takes when it is told none
+    batch = replace(padded, token_type_ids=torch.zeros_like(padded.token_type_ids))
+    batch = batch.to(next(model.parameters()).device)
+    try:
+        hidden = encode(model, batch, range(model.config.num_hidden_layers)).hidden[-1]
+        if (head := getattr(model, "classifier", None)) is not None:
+            own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            read = classify(model, batch, hidden)
+            equal = own.shape == read.shape and torch.allclose(own, read, rtol=0, atol=1e-3, equal_nan=True)
+            assert equal, f"its head is not of a known kind ({type(head).__name__})"
+    except (TypeError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"{kind} cannot be used: {error}. Give BERT, RoBERTa, ELECTRA, DistilBERT or kin"
+        ) from error
     finally:
         model.train(was_training)
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tinybert_dist.config import UserError
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import TokenDataset
-from tinybert_dist.distill.capture import can_pack, num_positions, uses_capture
+from tinybert_dist.distill.capture import can_pack, num_positions, require_understood, uses_capture
 
 PROBED_ROWS = 1024  # the shortest and the longest of so many, spread over the data, are computed both ways
 
@@ -24,22 +24,27 @@ def choose_collator(
     """Collator for `models`, probed on two real samples. Prints when padding is unavoidable.
 
     Raises UserError when max_length is over a position table, the tokenizer's vocabulary over an embedding
-    table, or the layout asked for is impossible.
+    table, a model of a family that is not understood, or the layout asked for is impossible.
     """
     pad_token_id, vocab_size = tokenizer.pad_token_id, len(tokenizer)
     for model in models:
         name = model.config._name_or_path or type(model).__name__
         require_rows(model.config, name, vocab_size, max_length)
         uses_capture(model)
+    rows = np.unique(np.linspace(0, len(dataset) - 1, PROBED_ROWS, dtype=np.int64))
+    by_length = rows[np.argsort(dataset.lengths_of(rows), kind="stable")]
+    probe = dataset.fetch(np.unique(by_length[[0, -1]]))
+    packed, padded = Collator("packed", pad_token_id), Collator("padded", pad_token_id)
+    for model in models:
+        try:
+            require_understood(model, padded(probe))
+        except ValueError as error:
+            raise UserError(str(error)) from error
     if reference_averaging:
         if layout not in {"auto", "fixed"}:
             raise UserError(f"--reference_averaging counts padding and needs --layout fixed, got {layout}")
         layout = "fixed"
     if layout in {"auto", "packed"}:
-        rows = np.unique(np.linspace(0, len(dataset) - 1, PROBED_ROWS, dtype=np.int64))
-        by_length = rows[np.argsort(dataset.lengths_of(rows), kind="stable")]
-        probe = dataset.fetch(np.unique(by_length[[0, -1]]))
-        packed, padded = Collator("packed", pad_token_id), Collator("padded", pad_token_id)
         unpackable = [type(model).__name__ for model in models if not can_pack(model, packed, padded, probe)]
         if unpackable and layout == "packed":
             raise UserError(
