@@ -241,8 +241,8 @@ def test_one_process_without_text_computes_along_and_hears_of_the_others_bad_rec
     )
     result = launch("general_distill", *command, check=False, timeout_s=100)
     assert "uneven" in result.stdout
-    # the bad one stands behind the first block, of 8192 rows
-    assert len(losses(tmp_path / "two")) == 4
+    # the bad one stands behind the first block, of 5,062 of 8,192 rows
+    assert len(losses(tmp_path / "two")) == 2
     for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=False):
         assert two == pytest.approx(one, rel=1e-5)
     assert result.returncode != 0
