@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinybert_dist.distill.losses import at_least_float32
 from tinybert_dist.micro_batch import MicroBatch
 
 ATTENTION = "tinybert_dist"
@@ -60,12 +61,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, drop
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
         )
-    # CPUs have no fused kernel with dropout: what SDPA does instead takes 1.1 to 1.2 times as long as this,
-    # in bf16 1.5 times; the fused kernel without dropout has a slow backward in bf16
-    scores = query @ (key.mT * (key.shape[-1] ** -0.5 if scale is None else scale))
-    if mask is not None:
-        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-    return F.dropout(F.softmax(scores, dim=-1), dropout) @ value
+    # CPUs have no fused kernel with dropout: what SDPA does instead takes 1.1 to 1.2 times as long. In
+    # float32, since for bf16 products of every new shape a kernel is made: 17 instead of 26 k tokens/s
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = (at_least_float32(x) for x in (query, key, value))
+        scores = q @ (k.mT * (k.shape[-1] ** -0.5 if scale is None else scale))
+        if mask is not None:
+            scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+        return (F.dropout(F.softmax(scores, dim=-1), dropout) @ v).to(query.dtype)
 
 
 AttentionInterface.register(ATTENTION, attention)
