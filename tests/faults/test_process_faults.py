@@ -1,6 +1,7 @@
 """A process that dies, hangs, is stopped or computes NaN: named, everything gone, the run resumable."""
 
 import os
+import re
 import signal
 
 import psutil
@@ -109,9 +110,9 @@ def test_a_killed_loader_worker_is_named(start):
     assert seconds <= 10 and job.process.returncode != 0 and TWO_PROCESSES in output
     record = outcome(job.folder)
     assert (record["outcome"], record["resumable"], record["first_failing_process"]) == ("failed", True, 1)
-    assert (
-        f"worker (pid {workers[1].pid}) is killed" in record["reason"] and "--num_workers" in record["reason"]
-    )
+    # torch's words depend on whether it hears of the death or misses the worker first
+    died = rf"worker \(pid(\(s\))? {workers[1].pid}\) (is killed|exited unexpectedly)"
+    assert re.search(died, record["reason"]) and "--num_workers" in record["reason"]
 
 
 @pytest.mark.slow
