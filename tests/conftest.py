@@ -9,16 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"  # a second per run; tests of wandb ask for it
 
-TEACHER = {
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "max_position_embeddings": 64,
-}
-STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48}
-STUDENT["model_type"] = "bert"
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -46,13 +36,10 @@ def sentences() -> list[str]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory, sentences) -> Path:
     """What a user starts from: vocab/, corpus.txt, teacher/ (random weights), student.json, task/."""
-    import json
-
-    import torch
+    from model_folders import write_tiny_pair
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertForSequenceClassification
 
-    from tinybert_dist.models import load_tokenizer, save_model
+    from tinybert_dist.models import load_tokenizer
 
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "vocab").mkdir()
@@ -61,19 +48,7 @@ def workspace(tmp_path_factory, sentences) -> Path:
     trainer.save_model(str(folder / "vocab"))
     documents = ["\n".join(sentences[i : i + 8]) for i in range(0, 320, 8)]
     (folder / "corpus.txt").write_text("\n\n".join(documents) + "\n")
-    tokenizer = load_tokenizer(folder / "vocab")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        id2label={0: "no", 1: "yes"},
-        label2id={"no": 0, "yes": 1},
-        problem_type="single_label_classification",
-        **TEACHER,
-    )
-    save_model(
-        BertForSequenceClassification(config), tokenizer, folder / "teacher", card="a random teacher\n"
-    )
-    (folder / "student.json").write_text(json.dumps(STUDENT))
+    write_tiny_pair(folder, load_tokenizer(folder / "vocab"))
     (folder / "task").mkdir()
     for name, part in (("train", sentences[:160]), ("dev", sentences[160:220])):
         rows = [f"{s}\t{'yes' if ' the ' in s else 'no'}" for s in part]

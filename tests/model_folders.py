@@ -9,6 +9,30 @@ from tinybert_dist import models
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CARD = models.model_card(title="t", stage="task_distill")
+TEACHER = {
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+}
+STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48, "model_type": "bert"}
+
+
+def write_tiny_pair(folder, tokenizer):
+    """teacher/, a classifier of "no" and "yes" with random weights, and student.json."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1},
+        problem_type="single_label_classification",
+        **TEACHER,
+    )
+    models.save_model(
+        BertForSequenceClassification(config), tokenizer, folder / "teacher", card="a random teacher\n"
+    )
+    (folder / "student.json").write_text(json.dumps(STUDENT))
 
 
 def weights_of(reference, part):

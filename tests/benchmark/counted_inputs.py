@@ -1,22 +1,10 @@
 """What the counted runs are started with: made up, so that they are the same on every machine."""
 
-import json
+from model_folders import SPECIAL, write_tiny_pair
 
-import torch
-from transformers import BertConfig, BertForSequenceClassification
-
-from tinybert_dist.models import load_tokenizer, save_model
+from tinybert_dist.models import load_tokenizer
 
 WORDS = [f"{a}{b}{c}" for a in "bdgklmnprst" for b in "aeiou" for c in "lmnrs"]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-TEACHER = {
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "max_position_embeddings": 64,
-}
-STUDENT = TEACHER | {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48, "model_type": "bert"}
 
 
 def sentence(i):
@@ -29,17 +17,7 @@ def write_inputs(folder):
     (folder / "vocab").mkdir(parents=True)
     (folder / "vocab" / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n")
     (folder / "corpus.txt").write_text("\n\n".join(sentence(i) for i in range(64)) + "\n")
-    tokenizer = load_tokenizer(folder / "vocab")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        id2label={0: "no", 1: "yes"},
-        label2id={"no": 0, "yes": 1},
-        problem_type="single_label_classification",
-        **TEACHER,
-    )
-    save_model(BertForSequenceClassification(config), tokenizer, folder / "teacher", card="random\n")
-    (folder / "student.json").write_text(json.dumps(STUDENT))
+    write_tiny_pair(folder, load_tokenizer(folder / "vocab"))
     (folder / "task").mkdir()
     for name, rows in (("train", range(64)), ("dev", range(64, 80))):
         lines = [f"{sentence(i)}\t{'yes' if i % 3 else 'no'}" for i in rows]

@@ -10,9 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from counted_inputs import plan, write_inputs
-
 TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS)]
+
+from counted_inputs import plan, write_inputs  # noqa: E402
+
 RECORD = TESTS / "records" / "counters.json"
 ACCEPT = "python tests/benchmark/counters_record.py"
 TRAININGS = ("general", "general, 4 micro-batches", "step 1", "step 2", "fine-tuning")

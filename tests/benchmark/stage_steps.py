@@ -37,6 +37,6 @@ class Steps:
     def __next__(self):
         """One step; returns its share."""
         share = next(self._shares)
-        self.loop._optimizer_step(share, self.window, False)
+        self.loop.optimizer_step(share, self.window, False)
         self.loop.step += 1
         return share

@@ -27,12 +27,12 @@ from tinybert_dist.distill.capture import (
     encode,
     masked_lm_head,
     require_understood,
-    truncate_layers,
     uses_capture,
 )
 from tinybert_dist.distill.layer_map import build_layer_map
 from tinybert_dist.distill.modules import Distiller, DistillWeights
 from tinybert_dist.distill.teacher import Teacher
+from tinybert_dist.encoders import truncate_layers
 
 SIZES = {
     "vocab_size": 50,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tinybert_dist.config import HfArg, UserError
+from tinybert_dist.data.options import CorpusOptions
 from tinybert_dist.distill.options import DistillOptions
 from tinybert_dist.training.options import TrainingOptions
 
@@ -11,7 +12,7 @@ SWEEP_TOKENS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": (2048, 4096, 8192, 
 
 
 @dataclass(kw_only=True)
-class BenchmarkOptions(DistillOptions, TrainingOptions):
+class BenchmarkOptions(CorpusOptions, DistillOptions, TrainingOptions):
     """benchmark: the speed of every stage on this machine, for these models and this text."""
 
     output_dir: str = HfArg(default="", help="folder for benchmark.json (default: none is written)")
@@ -25,17 +26,10 @@ class BenchmarkOptions(DistillOptions, TrainingOptions):
     train_file_path: str | None = HfArg(
         default=None, help="text of your own, or a folder of prepare_corpus (default: sentences are made up)"
     )
-    max_seq_length: int = HfArg(default=128, aliases=["--max_seq_len"], help="tokens per sequence")
     mode: str = HfArg(
         default="line",
         metadata={"choices": ["pairs", "line"]},
-        help="pairs: sentences fill sequences as [CLS] A [SEP] B [SEP]; line: one line, one sequence",
-    )
-    text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV and Parquet")
-    do_lower_case: bool | None = HfArg(
-        default=None,
-        metadata={"nargs": "?", "const": True},
-        help="for vocab.txt-only teachers: lower-case the text",
+        help="as in prepare_corpus; sentences that are made up are lines",
     )
     stages: list[str] = field(
         default_factory=lambda: list(STAGES),

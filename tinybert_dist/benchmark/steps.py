@@ -46,7 +46,7 @@ class Steps:
         loop.feed = self._feed
         beat("fetch", loop.step + 1)
         share = next(self._shares)
-        loop._optimizer_step(share, Window(loop.job.module.term_weights), stop=False)
+        loop.optimizer_step(share, Window(loop.job.module.term_weights), stop=False)
         loop.step += 1
         return _work_of(share)
 

@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinybert_dist.encoders import first_position, layer_stacks
+
 ATTENTION = "tinybert_dist_queries"
 # what a layer must be made of to be computed for the masked rows alone: BERT, RoBERTa, ELECTRA and kin
 LAST_LAYER_PARTS = {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output"}
@@ -130,7 +132,7 @@ class MaskedLogits:
         """`types`: segment numbers of the two sentences, None for a model without; `dtype`: the encoder's."""
         self._types, self._device = types, device
         self._model = model.eval().requires_grad_(False).to(device)
-        self._first_position = first_position(model)
+        self._first_position = first_position(model.config)
         self.packs = self._can_pack()
         _convert_encoder(self._model, dtype)
 
@@ -193,9 +195,10 @@ class MaskedLogits:
         ]
         self.packs = False
         expected_NV = torch.cat([self.at_masks([query])[0] for query in probe])
-        usual, layers = self._model.config._attn_implementation, _encoder_layers(self._model)
-        if layers is None:
+        usual, stacks = self._model.config._attn_implementation, layer_stacks(self._model)
+        if len(stacks) != 1:
             return False
+        layers = getattr(*stacks[0])
         last = layers[-1]
         whole = last.layer if isinstance(last, LastLayer) else last
         if not dict(whole.named_modules()).keys() >= LAST_LAYER_PARTS:
@@ -236,15 +239,6 @@ def logits_at(model: PreTrainedModel, inputs: dict[str, Any], places_R: Tensor |
         hook.remove()
 
 
-def _encoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    stacks = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
-    ]
-    return stacks[0] if len(stacks) == 1 else None
-
-
 def _convert_encoder(model: PreTrainedModel, dtype: torch.dtype) -> None:
     decoder = model.get_output_embeddings()
     # the decoder shares its weight with the input embeddings, which are converted
@@ -252,10 +246,3 @@ def _convert_encoder(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.base_model.to(dtype)
     if weight is not None:
         decoder.weight = nn.Parameter(weight, requires_grad=False)
-
-
-def first_position(model: PreTrainedModel) -> int:
-    """Number of a sequence's first position: RoBERTa counts from padding_idx + 1."""
-    embeddings = getattr(model.base_model, "embeddings", None)
-    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    return 0 if padding is None else padding + 1

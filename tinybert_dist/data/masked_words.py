@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinybert_dist.config import UserError
-from tinybert_dist.data.masked_logits import MaskedLogits, Query, first_position
+from tinybert_dist.data.masked_logits import MaskedLogits, Query
 from tinybert_dist.data.segmenters import ALL_CJK, Segmenter, Words
+from tinybert_dist.encoders import num_positions
 
 # 32 queries x 100,000 dictionary words of float32 are 13 MB
 DICTIONARY_QUERIES = 32
@@ -73,7 +74,7 @@ class MaskedWords:
         self.num_settled = 0
         self._margin, self._num_measured = 0.0, 0
         self._segmenter, self._top, self._batch_tokens = segmenter, top, batch_tokens
-        self._max_seq_length = min(max_seq_length, _num_positions(model))
+        self._max_seq_length = min(max_seq_length, num_positions(model.config))
         self._word_of_id = whole_words(tokenizer)
         self._pieces: dict[str, list[int]] = {}
         self._tables: dict[int, tuple[list[str], Tensor]] = {}
@@ -258,7 +259,3 @@ def _frame(
     types = encoded["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None
     frame = ids[:first], ids[first + 1 : second], ids[second + 1 :]
     return frame, (types[first], types[second]) if types else None
-
-
-def _num_positions(model: PreTrainedModel) -> int:
-    return getattr(model.config, "max_position_embeddings", 512) - first_position(model)

@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tinybert_dist.distill.losses import at_least_float32
+from tinybert_dist.encoders import first_position
 from tinybert_dist.micro_batch import MicroBatch
 
 ATTENTION = "tinybert_dist"
-# families whose position ids start behind the padding id
-POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm"}
 
 
 class Sink:
@@ -89,8 +88,8 @@ def encode(model: PreTrainedModel, batch: MicroBatch, attention_layers: Collecti
     assert isinstance(base, PreTrainedModel)
     config = base.config
     positions = batch.position_ids
-    if positions is not None and config.model_type in POSITIONS_AFTER_PADDING:
-        positions = positions + config.pad_token_id + 1
+    if positions is not None and (first := first_position(config)):
+        positions = positions + first
     segments = batch.token_type_ids
     if getattr(config, "type_vocab_size", 0) < 2:
         segments = torch.zeros_like(segments)
@@ -182,35 +181,3 @@ def masked_lm_head(model: PreTrainedModel) -> nn.Module:
             f"the masked-LM head of {type(model).__name__} is not one module; use a BERT or RoBERTa config"
         )
     return heads[0]
-
-
-def num_positions(config) -> int:
-    """Longest sequence the position table holds."""
-    offset = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
-    return config.max_position_embeddings - offset
-
-
-def layer_stacks(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where the encoder layers are: (parent, name) of every list of as many modules as there are layers."""
-    return [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers  # type: ignore[union-attr]
-    ]
-
-
-def encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Every encoder layer, from the bottom."""
-    return [layer for parent, name in layer_stacks(model) for layer in getattr(parent, name)]
-
-
-def truncate_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """Drops the encoder layers above `num_layers`, in place: nothing learns from them."""
-    stacks = layer_stacks(model)
-    if num_layers < model.config.num_hidden_layers and len(stacks) == 1:
-        parent, name = stacks[0]
-        setattr(parent, name, getattr(parent, name)[:num_layers])
-        for module in model.modules():
-            if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
-                config.num_hidden_layers = num_layers

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinybert_dist.distill.capture import classify, encode, truncate_layers, uses_capture
+from tinybert_dist.distill.capture import classify, encode, uses_capture
 from tinybert_dist.distill.layer_map import LayerMap
 from tinybert_dist.distill.losses import at_least_float32
+from tinybert_dist.encoders import truncate_layers
 from tinybert_dist.micro_batch import MicroBatch
 
 

@@ -23,7 +23,7 @@ from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.labels import map_labels
 from tinybert_dist.data.tasks import TaskData, TaskOptions, load_task
 from tinybert_dist.data.text import BadRecords
-from tinybert_dist.distill.capture import num_positions
+from tinybert_dist.encoders import num_positions
 from tinybert_dist.export import formats, onnx_files
 from tinybert_dist.export.card import export_card
 from tinybert_dist.export.folder import RECORD, refuse_strangers, replacing

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tinybert_dist.config import HfArg, run_stage
 from tinybert_dist.data.corpus_part import Recipe
+from tinybert_dist.data.options import CorpusOptions
 from tinybert_dist.data.stream import Stream, open_stream
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.distill.options import DistillOptions
@@ -36,7 +37,7 @@ from tinybert_dist.training.train import train
 
 
 @dataclass(kw_only=True)
-class GeneralDistillConfig(DistillOptions, TrainingOptions):
+class GeneralDistillConfig(CorpusOptions, DistillOptions, TrainingOptions):
     """general_distill: text + pretrained teacher -> general student."""
 
     train_file_path: str = HfArg(
@@ -49,18 +50,6 @@ class GeneralDistillConfig(DistillOptions, TrainingOptions):
     init_from_teacher_layers: list[int] | None = field(
         default=None,
         metadata={"help": "teacher layers, counted from 1, a new student of the same width starts from"},
-    )
-    max_seq_length: int = HfArg(default=128, aliases=["--max_seq_len"], help="tokens per sequence")
-    mode: str = HfArg(
-        default="pairs",
-        metadata={"choices": ["pairs", "line"]},
-        help="pairs: sentences fill sequences as [CLS] A [SEP] B [SEP]; line: one line, one sequence",
-    )
-    text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV and Parquet")
-    do_lower_case: bool | None = HfArg(
-        default=None,
-        metadata={"nargs": "?", "const": True},
-        help="for vocab.txt-only teachers: lower-case the text",
     )
     streaming: bool = HfArg(
         default=False,

@@ -12,6 +12,7 @@ from tinybert_dist.config import HfArg, StageFailed, StageOptions, UserError, ru
 from tinybert_dist.data import corpus
 from tinybert_dist.data.corpus_part import Recipe
 from tinybert_dist.data.corpus_pieces import Share
+from tinybert_dist.data.options import CorpusOptions
 from tinybert_dist.data.sources import Piece, Source, find_sources, read_sentences
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.word_pieces import WordPieces
@@ -34,7 +35,7 @@ SAMPLE_SENTENCES, MAX_SAMPLE_CHARS = 4000, 10_000
 
 
 @dataclasses.dataclass(kw_only=True)
-class PrepareCorpusConfig(TrackingOptions, StageOptions):
+class PrepareCorpusConfig(CorpusOptions, TrackingOptions, StageOptions):
     """Options of prepare_corpus."""
 
     train_file_path: str = HfArg(
@@ -43,20 +44,6 @@ class PrepareCorpusConfig(TrackingOptions, StageOptions):
     )
     teacher_model: str | None = HfArg(default=None, help="folder or hub name whose tokenizer is used")
     tokenizer: str | None = HfArg(default=None, help="tokenizer folder or hub name, instead of the teacher's")
-    max_seq_length: int = HfArg(
-        default=128, aliases=["--max_seq_len"], help="tokens of a row, special ones included"
-    )
-    mode: str = HfArg(
-        default="pairs",
-        help="fill rows with `[CLS] A [SEP] B [SEP]`, or one row per line",
-        metadata={"choices": ["pairs", "line"]},
-    )
-    text_column: str = HfArg(default="text", help="column of the text in JSON lines, CSV, TSV and Parquet")
-    do_lower_case: bool | None = HfArg(
-        default=None,
-        help="lower-case the text; default: what the tokenizer says",
-        metadata={"nargs": "?", "const": True},
-    )
     num_workers: int = HfArg(default=1, help="processes that share the pieces of the input")
     share: str | None = HfArg(
         default=None,

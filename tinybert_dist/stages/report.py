@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tinybert_dist.config import HfArg, StageOptions, UserError, run_stage, to_dict
-from tinybert_dist.distill.capture import num_positions
+from tinybert_dist.encoders import num_positions
 from tinybert_dist.export import onnx_files
 from tinybert_dist.export.formats import FILES
 from tinybert_dist.files import fingerprint, read_json, sha256_of, write_atomic, write_json

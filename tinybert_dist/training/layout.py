@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tinybert_dist.config import UserError
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.tokens import TokenDataset
-from tinybert_dist.distill.capture import can_pack, num_positions, require_understood, uses_capture
+from tinybert_dist.distill.capture import can_pack, require_understood, uses_capture
+from tinybert_dist.encoders import num_positions
 
 PROBED_ROWS = 1024  # the shortest and the longest of so many, spread over the data, are computed both ways
 

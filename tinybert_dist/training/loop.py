@@ -80,7 +80,7 @@ class TrainingLoop:
             # before the first step the loader starts and fills: no sign that it cannot keep up
             with window.waiting() if self.step > self.start_step else window.paused():
                 share = next(shares)
-            stop_ranks = self._optimizer_step(share, window, bool(stop))
+            stop_ranks = self.optimizer_step(share, window, bool(stop))
             self.step += 1
             last = self.step == self.total_steps
             if self.step == 1:
@@ -111,7 +111,7 @@ class TrainingLoop:
             tracker.summary({"score": self.best["score"]})
         return stop_reason
 
-    def _optimizer_step(self, share: Share, window: Window, stop: bool) -> list[int]:
+    def optimizer_step(self, share: Share, window: Window, stop: bool) -> list[int]:
         """One optimizer step over this process's share; returns the processes asked to stop."""
         accelerator, device, job = self.accelerator, self.accelerator.device, self.job
         totals = add_up(accelerator, job.module, share, self.feed.is_even)

@@ -6,8 +6,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tinybert_dist.config import UserError
-from tinybert_dist.distill.capture import encoder_layers
 from tinybert_dist.distill.teacher import Teacher
+from tinybert_dist.encoders import encoder_layers
 from tinybert_dist.training.strategy import RunAccelerator
 
 

@@ -20,8 +20,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tinybert_dist.distill.capture import encoder_layers
 from tinybert_dist.distill.modules import LossModule, LossSums
+from tinybert_dist.encoders import encoder_layers
 from tinybert_dist.training.optimizer import build_optimizer
 from tinybert_dist.training.options import TrainingOptions
 from tinybert_dist.training.strategy import RunAccelerator, autocast
