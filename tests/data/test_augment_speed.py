@@ -43,9 +43,8 @@ def test_sentences_per_cpu_second_against_the_literal_reading(shared_data):
 
     # every 8th by the work it makes, so that the mean is that of all
     some = sorted(texts, key=num_tokens)[EVERY // 2 :: EVERY]
-    masked_words.answer(
-        [q for text in texts[:8] for q in masked_words.queries(segmenter.split(text)).values()]
-    )
+    # the first pass over so many shapes takes fresh memory from the system: a seventh more time, once
+    masked_words.answer([q for text in texts for q in masked_words.queries(segmenter.split(text)).values()])
     ratios = []
     for _ in range(ROUNDS):
         start_s = time.process_time()
@@ -62,7 +61,7 @@ def test_sentences_per_cpu_second_against_the_literal_reading(shared_data):
         print(
             f"\nCPU-seconds a sentence: literal {literal_s:.3f}, batched {batched_s:.3f}, {ratios[-1]:.2f} x"
         )
-    assert max(ratios) > 2.5  # 3 and more on a machine that does nothing else
+    assert max(ratios) > 2.8  # 3.2 on a machine that does nothing else
     with torch.inference_mode():
         same = [found[text].options == literal.candidates(text) for text in some]
     # float32, one query at a time, has errors of its own among nearly equal candidates

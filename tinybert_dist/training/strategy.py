@@ -47,6 +47,8 @@ def start_accelerator(mixed_precision: str = "auto", timeout_s: float = 86400) -
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = torch.cuda.is_available()
     group = {"timeout": datetime.timedelta(seconds=timeout_s), "backend": "nccl" if has_gpu else "gloo"}
+    # its other name in torch 2.13 is unknown to accelerate, and to torch before
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     handlers: list = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
     with_deepspeed, with_fsdp = map(_launched_with, ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"))
     if with_deepspeed:
