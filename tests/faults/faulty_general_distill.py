@@ -5,6 +5,7 @@ Each fault says "FAULT <kind>" on stderr when it fires, so that a test can asser
 
 import ctypes
 import errno
+import math
 import os
 import sys
 import time
@@ -44,9 +45,13 @@ def forward(self, *arguments, original=Distiller.forward):
     if fires("hang_in_forward", progress.step):
         time.sleep(1000)
     sums = original(self, *arguments)
-    return (
-        {name: value * float("nan") for name, value in sums.items()} if fires("nan", progress.step) else sums
-    )
+    if fires("nan", progress.step):
+        sums = {name: value * math.nan for name, value in sums.items()}
+    if fires("nan_gradient", progress.step):
+        sums = {name: value.clone() for name, value in sums.items()}
+        for value in sums.values():
+            value.register_hook(lambda gradient: gradient * math.nan)
+    return sums
 
 
 def save(self, parameters, moments, state, original=Checkpoints.save):

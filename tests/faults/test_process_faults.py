@@ -13,6 +13,7 @@ from tinybert_dist.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.dist
 HANG_TIMEOUT_S = 4
+SHARDED = ("fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
 
 
 def test_a_killed_process_is_named_and_the_same_command_goes_on(start):
@@ -77,6 +78,20 @@ def test_nan_on_one_process_stops_before_the_weights_move(start):
     assert (
         "step 13" in record["reason"] and "not finite" in record["reason"] and "process 1" in record["reason"]
     )
+    assert Checkpoints(job.folder / "checkpoints", 30).newest().step == 12
+
+
+@pytest.mark.parametrize(
+    "config", ["cpu_2_processes", *(pytest.param(c, marks=pytest.mark.slow) for c in SHARDED)]
+)
+def test_a_gradient_that_is_not_finite_moves_no_weight(start, config):
+    """The losses are: nothing but the norm tells, and DeepSpeed has a way of its own to say it."""
+    job = start("nan_gradient 1 13", config=config, save_step=1, keep_checkpoints=30).wait_for_checkpoint()
+    _, output = job.end()
+    assert "FAULT nan_gradient" in output and TWO_PROCESSES in output and job.process.returncode != 0
+    record = outcome(job.folder)
+    assert (record["outcome"], record["resumable"]) == ("failed", False)
+    assert "step 13" in record["reason"] and "not finite" in record["reason"], record["reason"]
     assert Checkpoints(job.folder / "checkpoints", 30).newest().step == 12
 
 
