@@ -53,6 +53,18 @@ def still_missing(find_missing: Callable[[], SizedT]) -> SizedT:
     return missing
 
 
+def is_first(mark: Path) -> bool:
+    """Whether of all processes that see its disk this one is the first to ask; makes the file `mark`.
+
+    Raises FileNotFoundError when its folder is gone.
+    """
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def stamp_of(stat: os.stat_result) -> str:
     """Tells without reading it whether a file is still the same: size, and both times of change.
 

@@ -43,8 +43,10 @@ def test_order_of_finishing_does_not_show(tmp_path, kind):
     for folder, order in ((tmp_path / "a", range(4)), (tmp_path / "b", (3, 1, 0, 2))):
         blocks = fill(blocks_of(folder, kind), order)
         assert blocks.missing(range(4), verify=True) == [] and blocks.finished() is None
-        summary = blocks.join(in_order)
-        assert summary == {"blocks": [0, 1, 2, 3], "rows": 12} == blocks_of(folder, kind).finished()
+        summary, is_first = blocks.join(in_order)
+        assert (
+            is_first and summary == {"blocks": [0, 1, 2, 3], "rows": 12} == blocks_of(folder, kind).finished()
+        )
         assert names(folder) == sorted([blocks.output.name, f".{blocks.output.name}.state.json"])
     outputs = [content(tmp_path / name / FORMATS[kind][0]) for name in "ab"]
     assert outputs[0] == outputs[1]
@@ -92,7 +94,8 @@ def test_two_processes_that_join_at_once(tmp_path, monkeypatch, kind):
         publish(self, staged)
 
     monkeypatch.setattr(Blocks, "_publish", interrupted)
-    assert second.join(in_order) == joined[1] == first.finished()
+    assert joined == [] and second.join(in_order) == (first.finished(), False)
+    assert joined[1] == (first.finished(), True)
     assert content(first.output) == content(alone.output)
     assert names(tmp_path) == sorted(["alone", first.output.name, f".{first.output.name}.state.json"])
 

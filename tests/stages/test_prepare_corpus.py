@@ -130,20 +130,25 @@ def test_two_machines_that_share_the_folder_alone(inputs, monkeypatch, num_worke
 
 
 def test_on_several_machines_what_another_has_just_written_may_be_seen_late(inputs, monkeypatch):
-    """A launch on two: whoever ends first looks again, and so none ends well before the corpus is whole."""
+    """A launch on two: whoever ends first looks again, and so none ends well before the corpus is whole.
+
+    Both join it then, the same, and one of them tells wandb.
+    """
     monkeypatch.setattr(corpus, "PIECE_BYTES", 20_000)
     variables = {"RANK": "0", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", IN_SMALL_PIECES, *arguments(inputs)]
+    tracked = arguments(inputs, "--wandb_mode", "offline")
+    command = [sys.executable, "-c", IN_SMALL_PIECES, *tracked]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
     while not (inputs / "out" / "share-1-of-2.json").exists():
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     time.sleep(1)
     assert first.poll() is None
-    summary = prepare_corpus.main(arguments(inputs, "--share", "2/2"))
+    summary = prepare_corpus.main([*tracked, "--share", "2/2"])
     assert "missing" not in summary
     output = first.communicate(timeout=60)[0]
     assert first.returncode == 0 and "prepared: " in output and "still missing" not in output
+    assert len(wandb_files.run_files(inputs / "out")) == 1
 
 
 def test_one_wandb_run_of_the_share_that_joins(inputs, monkeypatch):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tinybert_dist.config import StageFailed
-from tinybert_dist.files import fsync_folder, read_json, sha256_of, write_atomic, write_json
+from tinybert_dist.files import fsync_folder, is_first, read_json, sha256_of, write_atomic, write_json
 
 MANIFEST = "manifest.json"
 # of block files; a shard is what one worker opens at a time
@@ -125,12 +125,15 @@ class Blocks:
         digest = hashlib.sha256(data).hexdigest()
         write_json(self._folder / f"{block}.json", {"sha256": digest, "facts": facts})
 
-    def join(self, summarise: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
-        """Writes the output out of all blocks and returns `summarise` of their facts, in order.
+    def join(
+        self, summarise: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    ) -> tuple[dict[str, Any], bool]:
+        """Writes the output out of all blocks; `summarise` of their facts in order, and whether it was first.
 
         It appears at once and whole. Another process may do the same at the same time: the bytes are the
         same. Raises StageFailed when a block is damaged.
         """
+        first = False
         staged = self._folder / f"joined.{uuid.uuid4().hex}"
         try:
             summary = summarise([self._state(b)["facts"] for b in range(self._num_blocks)])
@@ -140,6 +143,7 @@ class Blocks:
                 sizes = _sizes(self.output)
                 state = {"fingerprint": self._fingerprint, "bytes": sizes, "summary": summary}
                 write_json(self._state_file, state)
+            first = is_first(self._folder / "joined")
         except FileNotFoundError:
             # somebody else was faster and has cleared the blocks away
             there = self.finished()
@@ -149,7 +153,7 @@ class Blocks:
         finally:
             _remove(staged)
         self.clear()
-        return summary
+        return summary, first
 
     def clear(self) -> None:
         """Removes the blocks, those of other fingerprints too: the output has taken their place."""

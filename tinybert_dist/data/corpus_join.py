@@ -16,12 +16,14 @@ from tinybert_dist.data.sources import Piece
 from tinybert_dist.data.text import BadRecords
 from tinybert_dist.data.token_manifest import MANIFEST, read_manifest, write_joined_manifest
 from tinybert_dist.data.tokens import TokenDataset
-from tinybert_dist.files import fingerprint
+from tinybert_dist.files import fingerprint, is_first
 
 JSON = r"(manifest|share-\d+-of-\d+)\.json"
 TEMPORARY_PART = re.compile(r"\.part-[0-9a-f]{16}\.[0-9a-f]{8}\.\d+\.tmp")
-TRACKING = "wandb"
-OURS = re.compile(rf"{JSON}|{TRACKING}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|{TEMPORARY_PART.pattern}")
+TRACKING, JOINED = "wandb", ".joined-"
+OURS = re.compile(
+    rf"{JSON}|{TRACKING}|{re.escape(JOINED)}[0-9a-f]{{16}}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|{TEMPORARY_PART.pattern}"
+)
 ABANDONED_AFTER_S = 86_400
 
 
@@ -44,7 +46,11 @@ def join(
     _remove_others(folder, set(parts), {record["part"] for record in old.get("pieces", [])})
     dataset = TokenDataset.open(folder)
     size = {"rows": len(dataset), "tokens": dataset.num_tokens, "fingerprint": dataset.fingerprint}
-    return header["counts"] | bad | size
+    mark = folder / f"{JOINED}{dataset.fingerprint}"
+    first = is_first(mark)
+    for other in set(folder.glob(f"{JOINED}*")) - {mark}:
+        other.unlink(missing_ok=True)
+    return header["counts"] | bad | size | {"joined_first": first}
 
 
 def _header(records: Sequence[dict[str, Any]], builder: Builder) -> dict[str, Any]:

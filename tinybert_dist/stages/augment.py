@@ -152,9 +152,10 @@ def run(config: AugmentConfig) -> dict[str, Any]:
         )
         return {"output": str(plan.output), "blocks_missing": left, "finished": False}
     more = {"N": plan.draws, "bad_records": bad.total, "output": str(plan.output), "finished": True}
-    summary = blocks.join(lambda facts: sum_up(facts) | more)
+    summary, is_first = blocks.join(lambda facts: sum_up(facts) | more)
     _report(summary)
-    _track(config, plan, summary)
+    if is_first:
+        _track(config, plan, summary)
     return summary
 
 
