@@ -22,7 +22,8 @@ JSON = r"(manifest|share-\d+-of-\d+)\.json"
 TEMPORARY_PART = re.compile(r"\.part-[0-9a-f]{16}\.[0-9a-f]{8}\.\d+\.tmp")
 TRACKING, JOINED = "wandb", ".joined-"
 OURS = re.compile(
-    rf"{JSON}|{TRACKING}|{re.escape(JOINED)}[0-9a-f]{{16}}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|{TEMPORARY_PART.pattern}"
+    rf"{JSON}|{TRACKING}|{re.escape(JOINED)}[0-9a-f]{{16}}|\.{JSON}\.\d+\.tmp|part-[0-9a-f]{{16}}|"
+    rf"{TEMPORARY_PART.pattern}"
 )
 ABANDONED_AFTER_S = 86_400
 
