@@ -89,6 +89,7 @@ def test_only_errors_of_memory_end_the_search_quietly():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+@pytest.mark.slow
 def test_memory_that_ends_ends_the_search_but_not_the_run(workspace, tmp_path):
     file = tmp_path / "figures.json"
     command = [

@@ -71,12 +71,10 @@ def peak_memory(launch, workspace, teacher, folder, config, sharding):
     return [int(path.read_text()) for path in sorted(folder.glob("peak_*.txt"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "sharding"),
-    [
-        ("cpu_2_processes", "fsdp2"),
-        pytest.param("deepspeed_zero2_sharded_teacher", "zero3", marks=pytest.mark.slow),
-    ],
+    [("cpu_2_processes", "fsdp2"), ("deepspeed_zero2_sharded_teacher", "zero3")],
 )
 def test_each_process_holds_its_share(
     launch, workspace, large_teacher, tmp_path, capsys, monkeypatch, config, sharding
