@@ -22,6 +22,7 @@ from tinybert_dist.micro_batch import MicroBatch
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 EVALUATED_ROWS = 1 << 18  # sorted by length together: memory stays flat however large the data
 SAVING_S = 60  # a worker lives on this long after SIGTERM
+REPORTED_S = 5  # within which torch reports a worker's death
 Layout = Literal["packed", "padded", "fixed"]
 SampleTransform = Callable[[Sample, np.random.Generator], tuple[Sample, np.ndarray]]
 
@@ -206,7 +207,7 @@ def prefetched(
 def _named(items: Iterator, num_workers: int, first_step: int, items_per_step: int) -> Generator:
     for i in itertools.count():
         try:
-            yield next(items)
+            yield _next(items)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -215,6 +216,15 @@ def _named(items: Iterator, num_workers: int, first_step: int, items_per_step: i
             step, number = first_step + i // items_per_step, i % num_workers
             late = f"step {step + 1}: the batch of loader worker {number} did not come. "
             raise worker_failure(error, late) or error from error
+
+
+def _next(items: Iterator) -> Any:
+    try:
+        return next(items)
+    except (ConnectionError, EOFError):
+        # its worker died while handing it over: torch's report, which names the worker, ends the sleep
+        time.sleep(REPORTED_S)
+        raise
 
 
 def worker_failure(error: Exception, what: str = "") -> WorkerFailed | None:

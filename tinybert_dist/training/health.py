@@ -4,6 +4,8 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,6 +67,16 @@ class StopRequest:
         if not self.reason and LAUNCHED and os.getppid() != LAUNCHER:
             self.reason = "the launcher is gone"
         return bool(self.reason)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Without torch's reports of dead loader workers, which it raises in whatever the main thread does."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def check_equal(accelerator: RunAccelerator, kind: str, whole: list[tuple[str, Tensor]], step: int) -> None:

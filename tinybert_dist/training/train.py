@@ -7,7 +7,7 @@ from typing import Any
 from tinybert_dist.config import StageFailed, UserError
 from tinybert_dist.data.batches import worker_failure
 from tinybert_dist.training.checkpoint import Checkpoint, Checkpoints
-from tinybert_dist.training.health import StopRequest, TrainingFailed
+from tinybert_dist.training.health import StopRequest, TrainingFailed, undisturbed
 from tinybert_dist.training.heartbeat import beat, progress
 from tinybert_dist.training.job import Job
 from tinybert_dist.training.loop import TrainingLoop
@@ -52,7 +52,8 @@ def train(job: Job) -> dict[str, Any]:
                 job.accelerator.free_memory()  # the optimizer's: another job may follow
                 return outcome
             except Exception as error:
-                _fail(job, folder, watchdog, worker_failure(error) or error)
+                with undisturbed():
+                    _fail(job, folder, watchdog, worker_failure(error) or error)
                 raise
     finally:
         folder.attempt.release()
