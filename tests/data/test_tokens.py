@@ -23,7 +23,9 @@ def folder(tmp_path):
     return write(tmp_path / "tokens", *make_rows(), mode="pairs")
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(1000, np.uint8), (1 << 16, np.uint8), ((1 << 16) + 1, np.uint16)]
+)
 def test_rows_come_back_from_any_shard_in_any_order(tmp_path, vocab_size, dtype):
     rows, segment_b = make_rows()
     rows[50][0] = vocab_size - 1
@@ -34,15 +36,17 @@ def test_rows_come_back_from_any_shard_in_any_order(tmp_path, vocab_size, dtype)
     assert [sample.input_ids.tolist() for sample in samples] == [rows[i] for i in order]
     assert [sample.segment_b for sample in samples] == [segment_b[i] for i in order]
     assert samples[0].input_ids.dtype == np.int64 and samples[0].label is None
-    assert len(dataset._shards) == 4 and dataset._shards[0].ids.dtype == dtype
+    assert len(dataset._shards) == 4 and dataset._shards[0].rest.values.dtype == dtype
     assert dataset.lengths.dtype == np.int32 and dataset.lengths.tolist() == [len(ids) for ids in rows]
     assert dataset.num_tokens == sum(map(len, rows)) and len(dataset) == 100
     assert dataset.labels is None
 
 
 def test_the_ids_are_a_view_of_the_mapped_file(folder):
-    dataset = TokenDataset.open(folder)
-    assert all(not shard.ids.flags.owndata and not shard.ids.flags.writeable for shard in dataset._shards)
+    rows, segment_b = make_rows()
+    dataset = TokenDataset.open(write(folder, rows, segment_b, vocab_size=1 << 16))
+    coded = [lists.values for shard in dataset._shards for lists in (shard.lead, shard.rest)]
+    assert len(coded) == 8 and all(len(v) and not (v.flags.owndata or v.flags.writeable) for v in coded)
     dataset.fetch([0])[0].input_ids[:] = 7
     assert TokenDataset.open(folder, verify=True).fetch([0])[0].input_ids.tolist() == make_rows()[0][0]
 
@@ -193,7 +197,7 @@ def test_a_shard_of_other_columns_is_not_misread(folder):
     path, listed = folder / "tokens-00003.arrow", folder / "manifest.json"
     with pa.OSFile(str(path)) as file:
         batch = pa.ipc.open_file(file).get_batch(0)
-    batch = batch.set_column(1, "segment_b", batch.column("segment_b").cast(pa.int64()))
+    batch = batch.set_column(2, "segment_b", batch.column("segment_b").cast(pa.int64()))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
     manifest = json.loads(listed.read_text())
@@ -217,24 +221,41 @@ def test_verify_finds_a_flipped_byte(folder):
         TokenDataset.open(folder, verify=True)
 
 
+@pytest.mark.parametrize("part", ["lead", "rest"])
 @pytest.mark.parametrize("value", [-1, 0, 5, 1 << 30])
-def test_a_damaged_row_is_named_when_it_is_fetched(folder, value):
+def test_a_damaged_row_is_named_when_it_is_fetched(folder, part, value):
     """Opening reads no row; what a row says of itself is checked when it is read."""
     path, original = folder / "tokens-00001.arrow", TokenDataset.open(folder)
-    offsets = np.array(original._shards[1].offsets)  # of rows 30..59
+    offsets = np.array(getattr(original._shards[1], part).offsets)  # of rows 30..59
     content = path.read_bytes()
     at = content.index(offsets.tobytes()) + 4 * 10
     path.write_bytes(content[:at] + np.int32(value).tobytes() + content[at + 4 :])
     dataset = TokenDataset.open(folder)
     whole = [row for row in range(100) if row not in {39, 40}]
     assert len(dataset.fetch(whole)) == 98
-    for ask in (dataset.fetch, dataset.lengths_of, lambda rows: dataset.lengths_in([range(100)])):
+    asks = [dataset.fetch, dataset.lengths_of, lambda rows: dataset.lengths_in([range(100)])]
+    for ask in asks if part == "lead" else asks[:1]:
         with pytest.raises(
             UserError, match=r"tokens-00001\.arrow: row (9|10) is tokens .* Delete the folder"
         ):
             ask([2, 39, 40])
     with pytest.raises(UserError, match="sha256"):
         TokenDataset.open(folder, verify=True)
+
+
+def test_a_row_whose_codes_do_not_match_is_named(folder):
+    """Its offsets may be well: a long code that became a short one would shift what follows the others."""
+    path, shard = folder / "tokens-00001.arrow", TokenDataset.open(folder)._shards[1]
+    content = bytearray(path.read_bytes())
+    num_short, lead = len(shard.short_ids), np.array(shard.lead.values)
+    token = int(np.argmax(lead >= num_short))
+    content[content.index(lead.tobytes()) + token] = 0
+    path.write_bytes(content)
+    row = 30 + int(np.searchsorted(shard.lead.offsets, token, side="right")) - 1
+    dataset = TokenDataset.open(folder)
+    assert len(dataset.fetch([i for i in range(100) if i != row])) == 99
+    with pytest.raises(UserError, match=rf"00001\.arrow: the codes of row {row - 30} do not match.* Delete"):
+        dataset.fetch(range(100))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ DAMAGE = {
     "empty": (lambda c: os.truncate(shard_of(c), 0), "0 bytes where manifest.json says"),
     "missing": (lambda c: shard_of(c).unlink(), "is listed in manifest.json and not there"),
     "rows miscounted": (lambda c: miscount(c, "rows"), "rows, .* where manifest.json says"),
-    "tokens miscounted": (lambda c: miscount(c, "tokens"), "tokens of uint16, where manifest.json says"),
+    "tokens miscounted": (lambda c: miscount(c, "tokens"), "tokens, where manifest.json says"),
     "totals miscounted": (lambda c: miscount(c, "rows", total=False), "its totals are not the sums"),
     "a link to elsewhere": (lead_outside, "lies outside the folder"),
     "a name of elsewhere": (lambda c: set_entry(c, file="part/../../x.arrow"), "lies outside the folder"),

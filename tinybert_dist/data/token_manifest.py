@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from tinybert_dist.config import UserError
 from tinybert_dist.files import fsync_folder, read_json, write_json
 
-FORMAT, VERSION = "tinybert_dist.tokens", 1
+FORMAT, VERSION = "tinybert_dist.tokens", 2
 MANIFEST = "manifest.json"
 REBUILD = "Delete the folder and prepare it again."
 
 
 def write_manifest(
-    folder: Path, shards: list[dict[str, Any]], vocab_size: int, id_type: str, header: dict[str, Any]
+    folder: Path, shards: list[dict[str, Any]], vocab_size: int, header: dict[str, Any]
 ) -> None:
     """Makes `folder` a dataset; atomic. The shards must be on the disk already."""
     fsync_folder(folder)
@@ -26,7 +24,6 @@ def write_manifest(
         "format": FORMAT,
         "version": VERSION,
         "vocab_size": vocab_size,
-        "id_type": id_type,
         "rows": sum(shard["rows"] for shard in shards),
         "tokens": sum(shard["tokens"] for shard in shards),
         "header": header,
@@ -53,7 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         totals = tuple(sum(shard[key] for shard in manifest["shards"]) for key in ("rows", "tokens"))
         if totals != (manifest["rows"], manifest["tokens"]):
             raise UserError(f"{path}: its totals are not the sums of its shards: damaged. {REBUILD}")
-        _ = np.dtype(manifest["id_type"]), manifest["vocab_size"], {**manifest["header"]}
+        _ = int(manifest["vocab_size"]), {**manifest["header"]}
         for shard in manifest["shards"]:
             _ = PurePosixPath(shard["file"]), shard["bytes"], shard["sha256"], int(shard.get("max_length", 0))
     except UserError:
@@ -67,10 +64,10 @@ def write_joined_manifest(folder: str | Path, parts: Sequence[str], header: dict
     """Makes one dataset of token folders inside `folder`, in that order; no shard is copied or moved."""
     folder = Path(folder)
     manifests = [read_manifest(folder / part) for part in parts]
-    assert manifests and len({(m["vocab_size"], m["id_type"]) for m in manifests}) == 1
+    assert manifests and len({manifest["vocab_size"] for manifest in manifests}) == 1
     shards = [
         shard | {"file": f"{part}/{shard['file']}"}
         for part, manifest in zip(parts, manifests, strict=True)
         for shard in manifest["shards"]
     ]
-    write_manifest(folder, shards, manifests[0]["vocab_size"], manifests[0]["id_type"], header)
+    write_manifest(folder, shards, manifests[0]["vocab_size"], header)

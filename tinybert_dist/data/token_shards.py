@@ -10,29 +10,40 @@ import numpy as np
 import pyarrow as pa
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data.token_codes import Lists, num_short, rest_type
 from tinybert_dist.data.token_manifest import MANIFEST, REBUILD
 from tinybert_dist.files import sha256_of
 
-ID_TYPES = [pa.list_(pa.uint16()), pa.list_(pa.uint32())]
+COLUMN_TYPES = [
+    [pa.list_(pa.uint8()), pa.list_(rest), pa.int32(), pa.float64()] for rest in (pa.uint8(), pa.uint16())
+]
+SHORT_IDS = b"short_ids"  # key of the file's metadata
 
 
 class Shard:
-    """Arrays of one shard: ids [tokens], offsets [rows + 1], segment_b [rows], labels [rows] or None.
+    """Arrays of one shard: lead and rest (lists of rows), short_ids, segment_b [rows], labels [rows] or None.
 
-    `is_labelled` is a bit for each row, None where every row has a label; `path` is None for rows in memory.
+    What lead, rest and short_ids are, token_codes.py tells. `is_labelled` is a bit for each row, None where
+    every row has a label; `path` is None for rows in memory.
     """
 
     def __init__(
         self,
-        ids: np.ndarray,
-        offsets: np.ndarray,
+        lead: Lists,
+        rest: Lists,
+        short_ids: np.ndarray,
         segment_b: np.ndarray,
         labels: np.ndarray | None = None,
         is_labelled: np.ndarray | None = None,
         max_length: int | None = None,
         path: Path | None = None,
     ) -> None:
-        self.ids, self.offsets, self.segment_b, self.labels = ids, offsets, segment_b, labels
+        self.lead, self.rest, self.short_ids = lead, rest, short_ids
+        # of one number or a short slice a memoryview is twice as fast as an array
+        self.lead_view, self.rest_view = (
+            Lists(memoryview(values), memoryview(offsets)) for values, offsets in (lead, rest)
+        )
+        self.segment_b, self.labels = segment_b, labels
         self.is_labelled, self._max_length, self.path = is_labelled, max_length, path
 
     @classmethod
@@ -47,34 +58,40 @@ class Shard:
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches, not 1")
         batch = reader.get_batch(0)
-        rows, segment_b = batch.column("input_ids"), batch.column("segment_b")
+        coded, segment_b = [batch.column("lead"), batch.column("rest")], batch.column("segment_b")
         label = batch.column("label") if "label" in batch.schema.names else pa.nulls(0, pa.float64())
-        types = segment_b.type, label.type
-        if rows.type not in ID_TYPES or types != (pa.int32(), pa.float64()) or rows.null_count:
-            raise ValueError(f"columns of {rows.type}, {types[0]}, {types[1]}")
+        types = [column.type for column in (*coded, segment_b, label)]
+        if types not in COLUMN_TYPES or any(lists.null_count for lists in coded):
+            raise ValueError(f"columns of {', '.join(map(str, types))}")
 
         def view(buffer: pa.Buffer, dtype: Any, count: int) -> np.ndarray:
             # an array of Arrow's, kept for this, would take a kilobyte
-            return np.frombuffer(content, dtype, count, buffer.address - content.address)
+            # of an empty one the address is anything
+            return np.frombuffer(content, dtype, count, (buffer.address - content.address) * (count > 0))
 
-        ids = view(rows.buffers()[3], rows.type.value_type.to_pandas_dtype(), len(rows.values))
-        offsets = view(rows.buffers()[1], np.int32, len(rows) + 1)
-        if offsets[0] != 0 or offsets[-1] != len(ids):
-            raise ValueError("row offsets do not span the ids")
+        def view_lists(lists: pa.ListArray) -> Lists:
+            values = view(lists.buffers()[3], lists.type.value_type.to_pandas_dtype(), len(lists.values))
+            offsets = view(lists.buffers()[1], np.int32, len(lists) + 1)
+            if offsets[0] != 0 or offsets[-1] != len(values):
+                raise ValueError("row offsets do not span the tokens")
+            return Lists(values, offsets)
+
+        lead, rest = map(view_lists, coded)
+        short_ids = np.array(batch.schema.metadata[SHORT_IDS].split(), np.int64)
         labels = is_labelled = None
         if label.null_count < len(label):
             bits, values = label.buffers()
             labels = view(values, np.float64, len(label))
             is_labelled = None if bits is None else view(bits, np.uint8, -(-len(label) // 8))
         starts = view(segment_b.buffers()[1], np.int32, len(segment_b))
-        return cls(ids, offsets, starts, labels, is_labelled, max_length, path)
+        return cls(lead, rest, short_ids, starts, labels, is_labelled, max_length, path)
 
     def __len__(self) -> int:
         return len(self.segment_b)
 
     def lengths(self, first: int, last: int) -> np.ndarray:
         """Tokens of rows [first, last), int32."""
-        return np.diff(self.offsets[first : last + 1]).astype(np.int32)
+        return np.diff(self.lead.offsets[first : last + 1]).astype(np.int32)
 
     @property
     def max_length(self) -> int:
@@ -95,10 +112,11 @@ class Shard:
         """Asks the system to read rows [first, last) from the disk, without waiting for it."""
         if self.path is None:
             return
-        arrays = [self.offsets[first : last + 1], self.segment_b[first:last]]
+        arrays = [self.segment_b[first:last]]
         if self.labels is not None:
             arrays.append(self.labels[first:last])
-        arrays.append(self.ids[self.offsets[first] : self.offsets[last]])
+        for values, offsets in (self.lead, self.rest):
+            arrays += [offsets[first : last + 1], values[offsets[first] : offsets[last]]]
         for array in arrays:
             _advise(array.ctypes.data, array.nbytes, mmap.MADV_WILLNEED)
 
@@ -106,10 +124,10 @@ class Shard:
         # a worker process maps the file again instead of receiving its content
         if self.path is not None:
             return Shard.map, (self.path, self._max_length)
-        return Shard, (self.ids, self.offsets, self.segment_b, self.labels)
+        return Shard, (self.lead, self.rest, self.short_ids, self.segment_b, self.labels)
 
 
-def open_listed(folder: Path, entry: dict[str, Any], id_type: str, verify: bool) -> Shard:
+def open_listed(folder: Path, entry: dict[str, Any], vocab_size: int, verify: bool) -> Shard:
     """The shard of a manifest's entry. Raises UserError when it is not there, or not as listed."""
     path = folder / entry["file"]
     if not path.resolve().is_relative_to(folder.resolve()):  # by its name, or by a link
@@ -124,11 +142,13 @@ def open_listed(folder: Path, entry: dict[str, Any], id_type: str, verify: bool)
         shard = Shard.map(path, entry.get("max_length"))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a readable shard ({error}). {REBUILD}") from error
-    rows, tokens = len(shard), len(shard.ids)
-    if (rows, tokens) != (entry["rows"], entry["tokens"]) or shard.ids.dtype != id_type:
-        found = f"{rows} rows, {tokens} tokens of {shard.ids.dtype}"
-        listed = f"{entry['rows']} rows, {entry['tokens']} tokens of {id_type}"
-        raise UserError(f"{path}: {found}, where {MANIFEST} says {listed}. {REBUILD}")
+    codes = len(shard.short_ids), shard.rest.values.dtype
+    if codes != (num_short(vocab_size), rest_type(vocab_size)):
+        raise UserError(f"{path}: not coded for the {vocab_size} ids {MANIFEST} tells of. {REBUILD}")
+    found, listed = (len(shard), len(shard.lead.values)), (entry["rows"], entry["tokens"])
+    if found != listed:
+        said = "{} rows, {} tokens, where {} says {} rows, {} tokens".format(*found, MANIFEST, *listed)
+        raise UserError(f"{path}: {said}. {REBUILD}")
     return shard
 
 

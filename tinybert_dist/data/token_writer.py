@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tinybert_dist.data.token_codes import Lists, encode
 from tinybert_dist.data.token_manifest import MANIFEST, write_manifest
+from tinybert_dist.data.token_shards import SHORT_IDS
 
 ROWS_PER_SHARD = 1 << 16
 TOKENS_PER_SHARD = 1 << 22
@@ -35,7 +37,6 @@ class TokenWriter:
         assert rows_per_shard > 0 and vocab_size > 0
         self.folder, self.header = Path(folder), header
         self.rows_per_shard, self.vocab_size = rows_per_shard, vocab_size
-        self.id_type = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self._shards: list[dict[str, Any]] = []
         self._clear()
 
@@ -50,12 +51,12 @@ class TokenWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self._flush()
-            write_manifest(self.folder, self._shards, self.vocab_size, self.id_type.name, self.header)
+            write_manifest(self.folder, self._shards, self.vocab_size, self.header)
 
     def add(self, input_ids: Sequence[int] | np.ndarray, segment_b: int, label: float | None = None) -> None:
         """One row; ids in [0, vocab_size), 0 <= segment_b <= len(input_ids)."""
         assert 0 <= segment_b <= len(input_ids), f"segment_b {segment_b} of {len(input_ids)} tokens"
-        ids = np.asarray(input_ids, dtype=self.id_type)
+        ids = np.asarray(input_ids, dtype=np.uint32)
         self._ids.append(ids)
         self._segment_b.append(segment_b)
         self._labels.append(None if label is None or math.isnan(label) else float(label))
@@ -76,13 +77,15 @@ class TokenWriter:
         np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
         values = np.concatenate(self._ids)
         assert values.size == 0 or values.max() < self.vocab_size, f"id {values.max()} of {self.vocab_size}"
+        lead, rest, short_ids = encode(Lists(values, offsets), self.vocab_size)
         columns = {
-            "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
+            "lead": pa.ListArray.from_arrays(lead.offsets, lead.values),
+            "rest": pa.ListArray.from_arrays(rest.offsets, rest.values),
             "segment_b": pa.array(self._segment_b, pa.int32()),
         }
         if any(label is not None for label in self._labels):
             columns["label"] = pa.array(self._labels, pa.float64())
-        batch = pa.record_batch(columns)
+        batch = pa.record_batch(columns, metadata={SHORT_IDS: " ".join(map(str, short_ids))})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)

@@ -1,8 +1,8 @@
 """Token shards: rows of ids in memory-mapped Arrow files, with a manifest that is written last.
 
-A folder holds `tokens-NNNNN.arrow` (one record batch each: input_ids list<uint16|uint32>, segment_b int32,
-where a row has one label float64) and `manifest.json` with what each shard holds and its sha256. No manifest:
-no dataset.
+A folder holds `tokens-NNNNN.arrow` (one record batch each: lead list<uint8>, rest list<uint8|uint16>, which
+are the ids as token_codes.py tells, segment_b int32, where a row has one label float64) and `manifest.json`
+with what each shard holds and its sha256. No manifest: no dataset.
 """
 
 import hashlib
@@ -17,9 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinybert_dist.config import UserError
+from tinybert_dist.data.token_codes import LEADS, Lists, encode, ids_by_lead
 from tinybert_dist.data.token_manifest import REBUILD, read_manifest
 from tinybert_dist.data.token_shards import Shard, open_listed
 from tinybert_dist.files import fingerprint
+
+Places = list[tuple[Shard, int]]  # shards, and row numbers in them
+NO_ROWS = Shard(*encode(Lists(np.zeros(0, np.uint32), np.zeros(1, np.int32)), 1), np.zeros(0, np.int32))
 
 
 class Sample(NamedTuple):
@@ -80,6 +84,10 @@ class TokenDataset:
         sizes = np.array([len(shard) for shard in self._shards], np.int64)
         self._ends = np.cumsum(sizes)
         self._starts = self._ends - sizes
+        any_shard = next(iter(self._shards), NO_ROWS)  # their vocabulary is one
+        self._rest_type, self._num_short = any_shard.rest.values.dtype, len(any_shard.short_ids)
+        tables = [ids_by_lead(shard.short_ids, self._rest_type) for shard in self._shards]
+        self._ids_by_lead = np.concatenate([np.zeros(0, np.int32), *tables], dtype=np.int64)
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> "TokenDataset":
@@ -89,7 +97,7 @@ class TokenDataset:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        shards = [open_listed(folder, entry, manifest["id_type"], verify) for entry in manifest["shards"]]
+        shards = [open_listed(folder, entry, manifest["vocab_size"], verify) for entry in manifest["shards"]]
         content = [entry["sha256"] for entry in manifest["shards"]]
         return cls(shards, manifest["header"], fingerprint(content))
 
@@ -102,7 +110,7 @@ class TokenDataset:
     ) -> "TokenDataset":
         """A dataset in memory: per row a sequence of ids, a segment_b, and optionally a label."""
         assert len(input_ids) == len(segment_b) and (labels is None or len(labels) == len(input_ids))
-        offsets = np.zeros(len(input_ids) + 1, np.int64)
+        offsets = np.zeros(len(input_ids) + 1, np.int32)
         np.cumsum([len(ids) for ids in input_ids], out=offsets[1:])
         values = np.concatenate([np.asarray(ids, np.uint32) for ids in input_ids] or [np.zeros(0, np.uint32)])
         starts = np.asarray(segment_b, np.int32)
@@ -112,7 +120,8 @@ class TokenDataset:
         digest = hashlib.sha256()
         for array in (offsets, values, starts, values_f64):
             digest.update(b"none" if array is None else array.tobytes())
-        return cls([Shard(values, offsets, starts, values_f64)], {}, digest.hexdigest()[:16])
+        coded = encode(Lists(values, offsets), int(values.max(initial=0)) + 1)
+        return cls([Shard(*coded, starts, values_f64)], {}, digest.hexdigest()[:16])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -120,7 +129,7 @@ class TokenDataset:
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows, [CLS] and [SEP] included."""
-        return sum(len(shard.ids) for shard in self._shards)
+        return sum(len(shard.lead.values) for shard in self._shards)
 
     @cached_property
     def max_length(self) -> int:
@@ -144,7 +153,8 @@ class TokenDataset:
 
     def lengths_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tokens of the rows asked for, int32[n]. Raises as `fetch` does."""
-        starts, ends = self._spans(self._places(rows))
+        places = self._places(rows)
+        starts, ends = self._spans(places, [shard.lead_view for shard, _ in places])
         return (ends - starts).astype(np.int32)
 
     def labels_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -154,13 +164,20 @@ class TokenDataset:
     def fetch(self, rows: Sequence[int] | np.ndarray) -> Samples:
         """Copies of the rows asked for. Raises IndexError outside [0, len), UserError when one is damaged."""
         places = self._places(rows)
-        starts, ends = self._spans(places)
-        spans = zip(places, starts.tolist(), ends.tolist(), strict=True)
-        ids = [np.zeros(0, np.int64), *(shard.ids[start:end] for (shard, _), start, end in spans)]
+        lead, lengths = self._coded(places, [shard.lead_view for shard, _ in places], np.dtype(np.uint8))
+        rest, num_long = self._coded(places, [shard.rest_view for shard, _ in places], self._rest_type)
+        table = np.searchsorted(self._ends, np.asarray(rows, np.int64), side="right") * LEADS
+        ids = self._ids_by_lead.take(np.repeat(table, lengths) + lead)
+        long = np.flatnonzero(lead >= self._num_short)
+        found = np.bincount(np.repeat(np.arange(len(places)), lengths)[long], minlength=len(places))
+        if (found != num_long).any():
+            shard, row = places[int(np.argmax(found != num_long))]
+            raise UserError(f"{shard.path}: the codes of row {row} do not match: damaged. {REBUILD}")
+        ids[long] += rest
         return Samples(
             np.array(rows, np.int64),
-            np.concatenate(ids, dtype=np.int64),
-            ends - starts,
+            ids,
+            lengths,
             np.array([shard.segment_b[i] for shard, i in places], np.int64),
             self.labels_of(rows) if self.has_labels else np.full(len(places), np.nan),
         )
@@ -189,7 +206,7 @@ class TokenDataset:
         for shard, start in zip(self._shards[first:last], self._starts[first:last].tolist(), strict=True):
             yield shard, max(block.start - start, 0), min(block.stop - start, len(shard))
 
-    def _places(self, rows: Sequence[int] | np.ndarray) -> list[tuple[Shard, int]]:
+    def _places(self, rows: Sequence[int] | np.ndarray) -> Places:
         """Where each row lies: its shard and its number there."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
@@ -198,11 +215,19 @@ class TokenDataset:
         at = rows - self._starts[numbers]
         return [(self._shards[n], i) for n, i in zip(numbers.tolist(), at.tolist(), strict=True)]
 
-    def _spans(self, places: list[tuple[Shard, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Where the ids of each place start and end in its shard; a damaged one would give others' tokens."""
-        starts = np.array([shard.offsets[i] for shard, i in places], np.int64)
-        ends = np.array([shard.offsets[i + 1] for shard, i in places], np.int64)
-        sizes = np.array([len(shard.ids) for shard, _ in places], np.int64)
+    def _coded(self, places: Places, lists: list[Lists], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """The values of each place's row of its lists, one after the other, and how many each has."""
+        starts, ends = self._spans(places, lists)
+        spans = zip(lists, starts.tolist(), ends.tolist(), strict=True)
+        content = b"".join([values[start:end] for (values, _), start, end in spans])
+        return np.frombuffer(content, dtype), ends - starts
+
+    def _spans(self, places: Places, lists: list[Lists]) -> tuple[np.ndarray, np.ndarray]:
+        """Where each place's row starts and ends in its lists; a damaged one would give others' tokens."""
+        at = [(offsets, row) for (_, offsets), (_, row) in zip(lists, places, strict=True)]
+        starts = np.array([offsets[i] for offsets, i in at], np.int64)
+        ends = np.array([offsets[i + 1] for offsets, i in at], np.int64)
+        sizes = np.array([len(values) for values, _ in lists], np.int64)
         bad = (starts < 0) | (ends < starts) | (ends > sizes) | (ends - starts > self.max_length)
         if bad.any():
             (shard, row), first, last = next(compress(zip(places, starts, ends, strict=True), bad))
