@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 # families whose position ids start behind the padding id
 POSITIONS_AFTER_PADDING = {
     *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm"),
-    *("mpnet", "xmod", "longformer", "ibert"),
+    *("data2vec-text", "mpnet", "xmod", "longformer", "luke", "ibert"),
 }
 
 

@@ -10,13 +10,14 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     Data2VecTextConfig,
-    Data2VecTextModel,
+    Data2VecTextForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    RobertaModel,
 )
 
 from tinybert_dist.data.batches import Collator
@@ -45,6 +46,10 @@ SIZES |= {"max_position_embeddings": 42, "num_labels": 3}
 FAMILIES = {
     "bert": (BertForSequenceClassification, BertConfig(**SIZES)),
     "roberta": (RobertaForSequenceClassification, RobertaConfig(**SIZES, pad_token_id=1, type_vocab_size=1)),
+    "data2vec": (
+        Data2VecTextForSequenceClassification,
+        Data2VecTextConfig(**SIZES, pad_token_id=1, type_vocab_size=1),
+    ),
     "electra": (ElectraForSequenceClassification, ElectraConfig(**SIZES, embedding_size=16)),
 }
 
@@ -102,10 +107,14 @@ def test_packed_captures_equal_padded_captures(lengths):
             assert not one[:, length:].any()  # zeros, so the losses need no mask
 
 
+class UnknownConfig(RobertaConfig):
+    model_type = "of another family"
+
+
 def test_a_model_with_positions_of_its_own_is_found_unpackable():
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Data2VecTextConfig(**sizes, intermediate_size=40, max_position_embeddings=40)
-    model = uses_capture(Data2VecTextModel(config))
+    config = UnknownConfig(**sizes, intermediate_size=40, max_position_embeddings=40)
+    model = uses_capture(RobertaModel(config))
     model.train()
     assert not can_pack(model, Collator("packed", 1), Collator("padded", 1), samples((3, 7)))
     assert model.training

@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, Data2VecTextConfig, Data2VecTextModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.training import layout
 from tinybert_dist.training.layout import choose_collator
+
+
+class UnknownConfig(RobertaConfig):
+    model_type = "of another family"
 
 
 class Tokenizer:
@@ -25,7 +29,7 @@ def models():
     # the positions of the second begin behind the padding id, which is not known of its family
     return {
         "packed": BertModel(BertConfig(**sizes)),
-        "padded": Data2VecTextModel(Data2VecTextConfig(**sizes)),
+        "padded": RobertaModel(UnknownConfig(**sizes)),
     }
 
 

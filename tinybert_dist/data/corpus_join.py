@@ -44,14 +44,12 @@ def join(
     parts = [found.part for found in built]
     if any(found.is_new for found in built) or header != old:
         write_joined_manifest(folder, parts, header)
-    _remove_others(folder, set(parts), {record["part"] for record in old.get("pieces", [])})
     dataset = TokenDataset.open(folder)
     size = {"rows": len(dataset), "tokens": dataset.num_tokens, "fingerprint": dataset.fingerprint}
     mark = folder / f"{JOINED}{dataset.fingerprint}"
-    first = is_first(mark)
-    for other in set(folder.glob(f"{JOINED}*")) - {mark}:
-        other.unlink(missing_ok=True)
-    return header["counts"] | bad | size | {"joined_first": first}
+    size["is_first"] = is_first(mark)
+    _remove_others(folder, {mark.name, *parts}, {record["part"] for record in old.get("pieces", [])})
+    return header["counts"] | bad | size
 
 
 def _header(records: Sequence[dict[str, Any]], builder: Builder) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def _remove_others(folder: Path, wanted: set[str], before: set[str]) -> None:
         except FileNotFoundError:
             continue  # whoever wrote it has finished it
         is_left = TEMPORARY_PART.fullmatch(path.name) is not None and is_abandoned(path)
-        if path.name in before or is_old or is_left:
+        if path.name in before or path.name.startswith(JOINED) or is_old or is_left:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

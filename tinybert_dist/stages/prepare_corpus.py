@@ -98,7 +98,7 @@ def run(config: PrepareCorpusConfig) -> dict[str, Any]:
         summary["bare_tokens_per_cpu_s"] = _bare_speed(files, WordPieces.of(tokenizer), config.text_column)
     print(summary_line(summary), flush=True)
     # of several processes the first that joins the pieces; a second run would be the same
-    if summary["text_tokens_tokenized"] and (summary["joined_first"] or share.count == 1):
+    if summary["text_tokens_tokenized"] and (summary["is_first"] or share.count == 1):
         figures = {f"corpus/{name}": summary[name] for name in TRACKED}
         with Tracker(config, "prepare_corpus", config.output_dir, True, to_dict(config)) as tracker:
             tracker.summary(figures)
