@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from literal_distillation import LiteralDistillation, evaluate, features
+from matrix_products import matrix_products_per_s
 from stage_steps import Steps, job_of
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
@@ -130,16 +131,6 @@ class Comparison:
         )
 
 
-def matrix_products_per_s():
-    """FLOP/s of a product of the teacher's size: 1,024 tokens through its wide layer."""
-    tokens, weight = torch.randn(1024, 768), torch.randn(768, 3072)
-    tokens @ weight
-    start_s = time.process_time()
-    for _ in range(10):
-        tokens @ weight
-    return 10 * 2 * 1024 * 768 * 3072 / (time.process_time() - start_s)
-
-
 def memory(line):
     """VmRSS or VmHWM (its peak) of this process, in bytes."""
     found = re.search(rf"{line}:\s+(\d+)", Path("/proc/self/status").read_text())
@@ -187,7 +178,7 @@ def test_general_distillation(bench, tmp_path, mode, batch_size, steps_each, goa
     parts = batch_size // LITERAL_ROWS
     comparison, _, padding = compared(job, steps_each, literal.general_step, LITERAL_ROWS, parts)
     comparison.tell(f"general distillation, {mode}, batch {batch_size}", padding, goal)
-    assert comparison.ratio > 0.85 * goal  # of other work on the machine
+    assert comparison.ratio > goal
 
 
 def test_task_step_1(bench, tmp_path):
@@ -195,7 +186,7 @@ def test_task_step_1(bench, tmp_path):
     literal = literal_of(job, job.make_targets().model)
     comparison, length, padding = compared(job, (1, 6), lambda batches: literal.step_1(batches[0]), 32)
     comparison.tell("task step 1, SST-2, batch 32", padding, 5, length, "examples")
-    assert comparison.ratio > 3.5  # 4.2 measured: a step has 430 tokens
+    assert comparison.ratio > 5
 
 
 def test_task_step_2_after_the_first_epoch(bench, tmp_path):
@@ -204,7 +195,7 @@ def test_task_step_2_after_the_first_epoch(bench, tmp_path):
     literal = literal_of(job, teacher)
     comparison, length, padding = compared(job, (1, 12), lambda batches: literal.step_2(batches[0]), 32)
     comparison.tell("task step 2, kept logits, SST-2, batch 32", padding, 15, length, "examples")
-    assert comparison.ratio > 0.85 * 15
+    assert comparison.ratio > 15
 
 
 def test_evaluation(bench, tmp_path):

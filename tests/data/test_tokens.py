@@ -14,6 +14,7 @@ from token_folders import make_rows, write
 from tinybert_dist.config import UserError
 from tinybert_dist.data import token_writer
 from tinybert_dist.data.token_manifest import write_joined_manifest
+from tinybert_dist.data.token_shards import SHORT_IDS
 from tinybert_dist.data.token_writer import TokenWriter
 from tinybert_dist.data.tokens import TokenDataset
 
@@ -193,17 +194,30 @@ def test_a_damaged_shard_is_named_with_the_remedy(folder, damage):
         TokenDataset.open(folder)
 
 
-def test_a_shard_of_other_columns_is_not_misread(folder):
+def wider(batch):
+    return batch.set_column(2, "segment_b", batch.column("segment_b").cast(pa.int64()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (wider, r"not a readable shard \(columns of .*int64"),
+        (lambda batch: batch.drop_columns(["rest"]), "not a readable shard .*rest"),
+        (lambda batch: batch.replace_schema_metadata(None), "not a readable shard"),
+        (lambda batch: batch.replace_schema_metadata({SHORT_IDS: "4 five"}), "not a readable shard .*five"),
+        (lambda batch: batch.replace_schema_metadata({SHORT_IDS: "4 5"}), "not coded for the 1000 ids"),
+    ],
+)
+def test_a_shard_of_other_columns_or_codes_is_not_misread(folder, change, message):
     path, listed = folder / "tokens-00003.arrow", folder / "manifest.json"
     with pa.OSFile(str(path)) as file:
-        batch = pa.ipc.open_file(file).get_batch(0)
-    batch = batch.set_column(2, "segment_b", batch.column("segment_b").cast(pa.int64()))
+        batch = change(pa.ipc.open_file(file).get_batch(0))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
     manifest = json.loads(listed.read_text())
     manifest["shards"][3]["bytes"] = path.stat().st_size
     listed.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"tokens-00003\.arrow: not a readable shard \(columns of .*int64"):
+    with pytest.raises(UserError, match=rf"tokens-00003\.arrow: {message}"):
         TokenDataset.open(folder)
 
 

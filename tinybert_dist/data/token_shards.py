@@ -18,6 +18,7 @@ COLUMN_TYPES = [
     [pa.list_(pa.uint8()), pa.list_(rest), pa.int32(), pa.float64()] for rest in (pa.uint8(), pa.uint16())
 ]
 SHORT_IDS = b"short_ids"  # key of the file's metadata
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
 class Shard:
@@ -48,7 +49,7 @@ class Shard:
 
     @classmethod
     def map(cls, path: Path, max_length: int | None = None) -> "Shard":
-        """Memory-maps a file. Raises ArrowException, OSError, ValueError, KeyError when it is no shard."""
+        """Memory-maps a file. Raises one of UNREADABLE when it is no shard."""
         file = pa.memory_map(str(path), "r")
         first = file.read_buffer(1)  # Arrow has what is asked of a mapped file read from the disk: so not all
         # else the system reads up to megabytes around each row, of which a shuffled order needs a fraction
@@ -65,8 +66,7 @@ class Shard:
             raise ValueError(f"columns of {', '.join(map(str, types))}")
 
         def view(buffer: pa.Buffer, dtype: Any, count: int) -> np.ndarray:
-            # an array of Arrow's, kept for this, would take a kilobyte
-            # of an empty one the address is anything
+            # an array of Arrow's, kept for this, would take a kilobyte; the address of an empty one is any
             return np.frombuffer(content, dtype, count, (buffer.address - content.address) * (count > 0))
 
         def view_lists(lists: pa.ListArray) -> Lists:
@@ -140,7 +140,7 @@ def open_listed(folder: Path, entry: dict[str, Any], vocab_size: int, verify: bo
         raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}: damaged. {REBUILD}")
     try:
         shard = Shard.map(path, entry.get("max_length"))
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable shard ({error}). {REBUILD}") from error
     codes = len(shard.short_ids), shard.rest.values.dtype
     if codes != (num_short(vocab_size), rest_type(vocab_size)):
