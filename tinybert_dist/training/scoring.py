@@ -8,7 +8,6 @@ import numpy as np
 from scipy.special import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinybert_dist.data import metrics
 from tinybert_dist.data.batches import Collator
 from tinybert_dist.data.encoding import encode
 from tinybert_dist.data.predictions import write_predictions
@@ -64,6 +63,8 @@ class Scorer:
 
     def metrics(self, split: str, logits: np.ndarray) -> dict[str, float]:
         """The task's metrics, the mean loss against the labels, and the number of examples."""
+        from tinybert_dist.data import metrics  # imports scikit-learn: a second
+
         spec, labels = self.task.spec, self.datasets[split].labels
         assert labels is not None
         if spec.mode == "regression":
