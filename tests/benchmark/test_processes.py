@@ -8,6 +8,7 @@ from tinybert_dist.files import read_json
 pytestmark = pytest.mark.dist
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_work_of_both(workspace, launch, tmp_path):
     changes = {"train_file_path": workspace / "corpus.txt", "train_batch_size": 16}
     output = launch("benchmark", *arguments(workspace, output_dir=tmp_path / "two", **changes)).stdout

@@ -57,7 +57,8 @@ def test_a_hang_is_named_with_the_stacks_of_all(start, fault, culprit, phase, co
     assert FAULTY.name in stacks[culprit]
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_process_is_told_from_a_hanging_one(start, rank):
     job = start(hang_timeout_s=HANG_TIMEOUT_S).wait_for_checkpoint()
     os.kill(job.pid(rank), signal.SIGSTOP)

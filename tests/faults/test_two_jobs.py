@@ -36,6 +36,7 @@ def test_the_second_job_is_refused_and_the_first_goes_on(start):
     assert outcome(first.folder)["outcome"] == "interrupted" and TWO_PROCESSES in output
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_without_locks_an_older_attempt_that_still_lives_commits_nothing(start):
     old = start("no_locks 0 0").wait_for_checkpoint()

@@ -178,6 +178,7 @@ def test_a_failed_step_leaves_no_finished_record(mine, capsys):
     assert due(mine.pipeline("--dry_run")) == {"teacher"}
 
 
+@pytest.mark.slow
 def test_outputs_without_a_record_are_left_to_their_stage(mine):
     for record in mine.folder.rglob(".*.step.json"):
         record.unlink()

@@ -43,7 +43,8 @@ def test_resumes_what_any_strategy_saved(several_runs, campaign, stages, workspa
         assert furthest <= (0 if before == after else TOLERANCE)
 
 
-@pytest.mark.parametrize("config", ["deepspeed_zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["deepspeed_zero3", "fsdp2"])
 def test_three_processes_divide_nothing_evenly(several_runs, campaign, stages, workspace, tmp_path, config):
     """Sizes that three does not divide: shards are padded; what two began goes on to the same numbers."""
     two = campaign(config).folder / "undisturbed"
