@@ -82,9 +82,8 @@ def test_nan_on_one_process_stops_before_the_weights_move(start):
     assert Checkpoints(job.folder / "checkpoints", 30).newest().step == 12
 
 
-@pytest.mark.parametrize(
-    "config", ["cpu_2_processes", *(pytest.param(c, marks=pytest.mark.slow) for c in SHARDED)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu_2_processes", *SHARDED])
 def test_a_gradient_that_is_not_finite_moves_no_weight(start, config):
     """The losses are: nothing but the norm tells, and DeepSpeed has a way of its own to say it."""
     job = start("nan_gradient 1 13", config=config, save_step=1, keep_checkpoints=30).wait_for_checkpoint()

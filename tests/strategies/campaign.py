@@ -18,12 +18,12 @@ STEPS, STOP = 12, 6  # of the runs that are stopped and resumed
 PREDICTIONS = {"pred_distill": True, "eval_step": 5}
 # name: stage, changes
 LOSSES = {
-    "scores_alone": ("general_distill", {"hidden_weight": 0, "embedding_weight": 0}),
-    "bfloat16": ("general_distill", {"mixed_precision": "bf16"}),
+    "scores_alone": ("general_distill", {"hidden_weight": 0, "embedding_weight": 0, "max_steps": 10}),
+    "bfloat16": ("general_distill", {"mixed_precision": "bf16", "max_steps": 10}),
     "predictions": ("task_distill", PREDICTIONS),
     "labels": ("finetune_teacher", {"eval_step": 5}),
     # so small an epsilon that noise makes full steps: key biases, which no loss sees here, must not learn
-    "noise": ("finetune_teacher", {"adam_epsilon": 1e-12, "eval_step": 20}),
+    "noise": ("finetune_teacher", {"adam_epsilon": 1e-12, "eval_step": 10, "max_steps": 10}),
 }
 # two trainings in one process, one after the other
 PRETRAINING = {"pretrain_steps": 4, "max_steps": 4}
