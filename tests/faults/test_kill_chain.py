@@ -160,6 +160,7 @@ def test_with_all_checkpoints_damaged_it_stops_and_deletes_nothing(workspace, la
     assert {p: sha256_of(p) for p in (folder / "checkpoints").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(workspace, launch, undisturbed, small_disk):
     folder = small_disk("6m") / "run"
     options = arguments(workspace, folder, keep_checkpoints=STEPS)

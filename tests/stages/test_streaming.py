@@ -227,6 +227,7 @@ def test_going_on_with_one_process_sees_the_same_samples(workspace, corpus, two_
     assert state(folder)["position"] == state(two_processes)["position"]
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_one_process_without_text_computes_along_and_hears_of_the_others_bad_record(
     workspace, tmp_path, launch
