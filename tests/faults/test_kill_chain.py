@@ -146,6 +146,7 @@ def test_killed_six_times(workspace, launch, undisturbed, tmp_path):
     check_same(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_with_all_checkpoints_damaged_it_stops_and_deletes_nothing(workspace, launch, undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     (folder / "outcome.json").unlink()

@@ -58,10 +58,8 @@ def test_a_signal_to_one_process_again_and_again(start, number, rank):
     assert job.process.returncode == 0
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [(signal.SIGTERM, signal.SIGTERM), pytest.param((signal.SIGUSR1,), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1,)])
 def test_signals_to_the_launcher_during_a_save(start, numbers):
     """Of the second SIGTERM the launcher dies, its workers do not."""
     job = start("slow_save 0 20").wait_for_checkpoint()

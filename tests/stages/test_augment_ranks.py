@@ -135,6 +135,7 @@ def test_on_several_machines_what_another_has_just_written_may_be_seen_late(tmp_
     assert first.returncode == 0 and "are not there yet" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_launched_ranks_one_of_them_killed(tmp_path, model_dir, launch, monkeypatch):
     task = write_task(tmp_path / "task", 4096)  # 64 blocks of 64

@@ -39,6 +39,7 @@ def augmented(workspace, sentences, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_then_one_give_what_one_gives(
     workspace, step_1, augmented, tmp_path, launch, monkeypatch, teacher_rows

@@ -19,7 +19,7 @@ def test_every_configuration_is_started_by_a_test():
     assert {path.stem for path in folder.glob("*.yaml")} == ELSEWHERE | set(HERE)
 
 
-@pytest.mark.parametrize("config", ["single_gpu", "multi_gpu"])
+@pytest.mark.parametrize("config", [pytest.param("single_gpu", marks=pytest.mark.slow), "multi_gpu"])
 def test_one_machine(launch, stages, tmp_path, config):
     num_processes, strategy = HERE[config]
     options = stages["general_distill"] | {"max_steps": 2, "output_dir": tmp_path / "run"}
