@@ -14,7 +14,7 @@ from tinybert_dist.models import load_tokenizer
 
 
 def decode(lead, rest, short_ids):
-    ids = ids_by_lead(short_ids, rest.values.dtype)[lead.values].astype(np.int64)
+    ids = ids_by_lead(short_ids, rest.values.dtype)[lead.values]
     ids[lead.values >= len(short_ids)] += rest.values
     return ids
 

@@ -13,12 +13,10 @@ KINDS = {
 }
 
 
-def slow_if(is_slow, value):
-    """A parameter of the default tests, or of the slow ones."""
-    return pytest.param(value, marks=pytest.mark.slow) if is_slow else value
-
-
-@pytest.mark.parametrize("after", [slow_if(kind in {"DDP", "DeepSpeed ZeRO-2"}, kind) for kind in KINDS])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(k, marks=pytest.mark.slow if k in {"DDP", "DeepSpeed ZeRO-2"} else ()) for k in KINDS],
+)
 def test_resumes_what_any_strategy_saved(several_runs, campaign, stages, workspace, tmp_path, after, capsys):
     config, num_processes = KINDS[after]
     undisturbed = {kind: campaign(*KINDS[kind]).folder / "undisturbed" for kind in KINDS}

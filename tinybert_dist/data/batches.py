@@ -207,7 +207,7 @@ def prefetched(
 def _named(items: Iterator, num_workers: int, first_step: int, items_per_step: int) -> Generator:
     for i in itertools.count():
         try:
-            yield _next(items)
+            yield _next(items) if num_workers else next(items)
         except StopIteration:
             return
         except RuntimeError as error:

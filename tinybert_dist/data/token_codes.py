@@ -45,6 +45,6 @@ def encode(ids: Lists, vocab_size: int) -> tuple[Lists, Lists, np.ndarray]:
 
 
 def ids_by_lead(short_ids: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """int32 [256]: the id of a short code; of a long one its high part, to which `rest` is added."""
+    """int64 [256]: the id of a short code; of a long one its high part, to which `rest` is added."""
     high = np.arange(LEADS - len(short_ids)) << 8 * dtype.itemsize
-    return np.concatenate([short_ids, high]).astype(np.int32)
+    return np.concatenate([short_ids, high])

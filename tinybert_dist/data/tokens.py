@@ -87,7 +87,7 @@ class TokenDataset:
         any_shard = next(iter(self._shards), NO_ROWS)  # their vocabulary is one
         self._rest_type, self._num_short = any_shard.rest.values.dtype, len(any_shard.short_ids)
         tables = [ids_by_lead(shard.short_ids, self._rest_type) for shard in self._shards]
-        self._ids_by_lead = np.concatenate([np.zeros(0, np.int32), *tables], dtype=np.int64)
+        self._ids_by_lead = np.concatenate([np.zeros(0, np.int64), *tables])
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = False) -> "TokenDataset":
