@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from model_folders import UnknownConfig
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -105,10 +106,6 @@ def test_packed_captures_equal_padded_captures(lengths):
         for length, one, other in zip(lengths, blocks, padded_blocks[which], strict=True):
             assert torch.allclose(one[:, :length], other[:, :length], atol=1e-12)
             assert not one[:, length:].any()  # zeros, so the losses need no mask
-
-
-class UnknownConfig(RobertaConfig):
-    model_type = "of another family"
 
 
 def test_a_model_with_positions_of_its_own_is_found_unpackable():

@@ -1,15 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from model_folders import UnknownConfig
+from transformers import BertConfig, BertModel, RobertaModel
 
 from tinybert_dist.data.tokens import TokenDataset
 from tinybert_dist.training import layout
 from tinybert_dist.training.layout import choose_collator
-
-
-class UnknownConfig(RobertaConfig):
-    model_type = "of another family"
 
 
 class Tokenizer:
